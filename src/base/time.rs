@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 
 /// How often a reading of the clock also checks the wall clock, in nanoseconds: a fraction of the
 /// second that `Date` shows, and negligible next to the turns of a busy worker.
@@ -21,7 +22,10 @@ const GAP_MAX: Duration = Duration::from_millis(10);
 
 /// A moment on the monotonic clock (`CLOCK_MONOTONIC`, clock_gettime(2)), in nanoseconds since the
 /// process first read it, or since the origin that it has inherited.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
 pub struct Now(u64);
 
 impl Now {

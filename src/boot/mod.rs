@@ -85,6 +85,7 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread, name: &str) -> Res
     let control = Control {
         config: Arc::new(config),
         derived,
+        via: plane.made_up_via,
         listeners,
         ends: plane.ends,
         snapshots: plane.snapshots,

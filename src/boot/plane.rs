@@ -48,6 +48,8 @@ pub struct DataPlane {
     pub doors: UserDoors,
     pub threads: Threads,
     pub cores: Cores,
+    /// The name in `Via`, if the settings have none.
+    pub made_up_via: Option<String>,
 }
 
 /// The workers' threads.
@@ -153,7 +155,8 @@ impl DataPlane {
         let workers = workers(config);
         let cores = Cores::take(workers);
         let (doors, opened) = open_doors(config, workers)?;
-        let via = config.api.via.clone().unwrap_or_else(made_up_name);
+        let made_up_via = config.api.via.is_none().then(made_up_name);
+        let via = config.api.via.clone().or(made_up_via.clone()).unwrap_or_default();
         let urgent = Arc::new(tokio::sync::Notify::new());
         let seats = Arc::new(Seats::new(sessions_max));
         let config = &with_addresses(config, &doors);
@@ -190,7 +193,7 @@ impl DataPlane {
             });
         }
         let threads = Threads::start(plans)?;
-        Ok(DataPlane { ends, snapshots, urgent, seats, doors, threads, cores })
+        Ok(DataPlane { ends, snapshots, urgent, seats, doors, threads, cores, made_up_via })
     }
 }
 

@@ -63,6 +63,18 @@ impl Answers {
         self.stripe(worker).refused.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Adds what another process has counted.
+    pub fn add(&self, more: &Answered) {
+        let stripe = self.stripe(0);
+        let both = stripe.first_byte.iter().zip(more.first_byte);
+        for (own, more) in both {
+            own.fetch_add(more, Ordering::Relaxed);
+        }
+        stripe.requests.fetch_add(more.requests, Ordering::Relaxed);
+        stripe.errors.fetch_add(more.errors, Ordering::Relaxed);
+        stripe.refused.fetch_add(more.refused, Ordering::Relaxed);
+    }
+
     pub fn sum(&self) -> Answered {
         let mut sum = Answered::default();
         for stripe in &self.0 {

@@ -6,6 +6,7 @@
 mod against;
 mod changes;
 mod claims;
+mod legacy;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -23,8 +24,9 @@ use super::snapshot::Snapshot;
 use super::source::Source;
 use crate::base::time::Now;
 use crate::tls::Tls;
-use against::Against;
+pub use against::Against;
 pub use changes::{Applied, Change, DrainedBy, Fault, Lasts, Registration};
+pub use legacy::Inheritance;
 
 /// A registered backend, with what workers need not know about it.
 #[derive(Clone, Debug)]
@@ -42,6 +44,11 @@ pub struct Registered {
 }
 
 impl Registered {
+    /// What speaks against it.
+    pub fn against(&self) -> Against {
+        self.against
+    }
+
     /// Who has asked for its drain, if it drains.
     pub fn drained_by(&self) -> Option<DrainedBy> {
         self.against.drained_by()

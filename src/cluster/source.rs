@@ -21,6 +21,14 @@ impl Source {
         self == other || self == Source::Cluster || other == Source::Cluster
     }
 
+    /// The number of the connection, if it is one.
+    pub const fn connection(self) -> Option<u64> {
+        match self {
+            Source::Connection(number) => Some(number),
+            Source::File | Source::Cluster => None,
+        }
+    }
+
     /// How its backends are registered, in the words of a message to the source itself.
     pub const fn own_way(self) -> &'static str {
         match self {

@@ -18,4 +18,14 @@ impl Turn {
     pub fn take(&self) -> u64 {
         self.0.fetch_add(1, Ordering::Relaxed)
     }
+
+    /// The number of the turn that is next.
+    pub fn next(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Goes on from there; for a service that nobody uses yet.
+    pub fn go_on(&self, from: u64) {
+        self.0.store(from, Ordering::Relaxed);
+    }
 }

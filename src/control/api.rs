@@ -159,6 +159,16 @@ pub struct Inbox {
 }
 
 impl Inbox {
+    /// Where the next object stands, in the form for a successor.
+    pub fn describe(&self) -> Framer {
+        self.framer.clone()
+    }
+
+    /// `None`: no object can stand there.
+    pub fn inherit(framer: Framer) -> Option<Inbox> {
+        framer.is_possible().then_some(Inbox { framer })
+    }
+
     /// Takes bytes as they arrive and appends the messages they complete.
     pub fn push(&mut self, input: &[u8], into: &mut VecDeque<Heard>) {
         self.framer.push(input, &mut |piece| match piece {
@@ -208,6 +218,11 @@ fn parse(object: &[u8]) -> Option<Heard> {
         }),
     };
     Some(Heard { what, warning: unknown(cmd, &fields), said: Box::default() })
+}
+
+/// What came was no message, for this reason; `is_fatal`: nothing more is read.
+pub fn no_message(msg: &str, is_fatal: bool) -> Heard {
+    BadMessage { fatal: is_fatal, ..bad(None, msg) }.into()
 }
 
 fn fatal(msg: &str) -> BadMessage {

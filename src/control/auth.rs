@@ -156,6 +156,12 @@ impl Challenge {
         Challenge { nonce: hex(&nonce) }
     }
 
+    /// The challenge that was made from a nonce elsewhere; `None` if these are not its hex digits.
+    pub fn again(nonce: &str) -> Option<Challenge> {
+        let is_nonce = nonce.len() == 64 && bytes(nonce).is_some();
+        is_nonce.then(|| Challenge { nonce: nonce.to_owned() })
+    }
+
     /// The hex digits to send.
     pub fn nonce(&self) -> &str {
         &self.nonce

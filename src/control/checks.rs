@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::time::Now;
 use crate::base::wheel::Wheel;
 use crate::cluster::{BackendId, ServiceId};
@@ -26,9 +28,10 @@ pub struct Rule {
     pub fall: u32,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum Verdict {
     /// New: the first outcome decides alone.
+    #[default]
     Unproven,
     Passing,
     Failing,
@@ -98,6 +101,26 @@ impl Checks {
             stage: Stage::Planned,
         });
         self.due.schedule(place as u32, now);
+    }
+
+    /// How a backend's checks stand: the verdict, the outcomes in a row that speak against it, and when the
+    /// next check begins. One that runs or waits for a free place begins at once.
+    pub fn standing(&self, due: Due) -> Option<(Verdict, u32, Now)> {
+        let check = self.places.get(usize::from(due.slot))?.as_ref()?;
+        let next = if check.stage == Stage::Planned { check.next } else { Now::default() };
+        (check.id == due.id).then_some((check.verdict, check.contrary, next))
+    }
+
+    /// Goes on with the checks of a backend as somebody else has left them; the next one begins within an
+    /// interval.
+    pub fn go_on(&mut self, due: Due, rule: Rule, standing: (Verdict, u32, Now), now: Now) {
+        let (verdict, contrary, next) = standing;
+        self.add(due, rule, verdict, rule.interval, now);
+        let Some(check) = self.get(due) else { return };
+        (check.contrary, check.offset) = (contrary.min(rule.rise.max(rule.fall)), None);
+        check.next = next.max(now).min(now.plus(rule.interval));
+        let next = check.next;
+        self.due.schedule(u32::from(due.slot), next);
     }
 
     /// Checks the backend no more. The outcome of a check that runs is ignored when it comes.

@@ -6,6 +6,7 @@
 //! answer has to wait for something is still there as well.
 
 mod joining;
+mod legacy;
 mod lists;
 
 use std::cell::RefCell;

@@ -101,6 +101,10 @@ impl<T> Crowd<T> {
         number
     }
 
+    fn since(&self, number: u64) -> Option<Now> {
+        self.guests.get(&number).map(|guest| guest.since)
+    }
+
     /// A connection has closed, or has earned its place.
     pub fn leave(&mut self, number: u64) -> Option<T> {
         let guest = self.guests.remove(&number)?;
@@ -135,6 +139,11 @@ impl<T> Ticket<T> {
     pub fn take(crowd: &Rc<RefCell<Crowd<T>>>, address: IpAddr, what: T, now: Now) -> Ticket<T> {
         let number = crowd.borrow_mut().enter(address, what, now);
         Ticket { crowd: Rc::clone(crowd), number }
+    }
+
+    /// When the place was taken; `None` once it had to be left.
+    pub fn since(&self) -> Option<Now> {
+        self.crowd.borrow().since(self.number)
     }
 }
 

@@ -19,9 +19,12 @@ use super::api::{Outbox, Reply};
 use super::auth::{Challenge, UNPROVEN_EACH_MAX, UNPROVEN_MAX};
 use super::conversation::{self, Caller, Conversation, Shared, ToProve};
 use super::crowd::{Admit, Crowd, Rule, Ticket};
+use super::hub::Member;
 use super::intake::Intake;
+use super::legacy::format;
 use super::mailbox::Mailbox;
 use super::reload::Entrance;
+use super::rights::Identity;
 use super::stream::{Listener, Stream};
 use crate::base::time::Now;
 use crate::cluster::source::Source;
@@ -126,8 +129,41 @@ impl ControlDoor {
         Rc::clone(&self.lines)
     }
 
+    /// A conversation that another process has begun; nothing happens before it is gone on with.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence.
+    pub fn inherit(
+        &self,
+        from: &format::Connection,
+        (at, now): (Now, Now),
+    ) -> Result<Conversation, String> {
+        let fault = |what: &str| format!("connection {}: {what}", from.number);
+        let address = from.peer.ok_or_else(|| fault("it comes from nowhere"))?;
+        let source = Source::Connection(from.number);
+        let mailbox = Rc::new(Mailbox::with(from.writing.0.clone(), from.unsent.0.clone()));
+        let since = from.unproven.map(|since| since.min(now));
+        let ticket =
+            since.map(|since| Ticket::take(&self.crowd, address.ip(), Rc::clone(&mailbox), since));
+        if from.is_broken {
+            mailbox.give_up("it was given up before");
+        }
+        let member = Member {
+            peer: address,
+            identity: from.identity.as_ref().map(Identity::inherit),
+            mailbox: Rc::clone(&mailbox),
+            answered: from.answered.map(|(when, took)| (when.min(now), took)),
+            misses: from.misses,
+        };
+        self.shared.hub.borrow_mut().go_on_with(source, member);
+        let caller = Caller { source, address, mailbox, intake: Rc::default(), ticket };
+        let (shared, keys) = (Rc::clone(&self.shared), self.entrance.borrow().keys.clone());
+        Conversation::inherit(shared, caller, from, keys.as_ref(), (at, now))
+            .map_err(|what| fault(&what))
+    }
+
     /// Accepts forever.
-    pub async fn accept(self, listener: Listener) {
+    pub async fn accept(self: Rc<ControlDoor>, listener: Listener) {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => self.enter(stream, canonical(peer)).await,

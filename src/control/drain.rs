@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::time::Now;
 
 /// How often the number of sessions left is reported.
@@ -25,7 +27,8 @@ pub enum DrainStep {
 }
 
 /// One backend's drain: reported every second, closed at the deadline, over when no session is left.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Drain {
     pub since: Now,
     /// When the sessions that are left are ended; `None` if they end by themselves.
@@ -89,7 +92,7 @@ impl Drain {
         }
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             // An order to end them that a worker did not take is given again, and counts once.
-            self.cut += if self.closing.is_none() { left } else { 0 };
+            self.cut = self.cut.saturating_add(if self.closing.is_none() { left } else { 0 });
             self.closing = Some(now.plus(CLOSE_TIME));
             return DrainStep::Close;
         }

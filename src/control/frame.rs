@@ -23,6 +23,9 @@
 //! nothing after such a line is read.
 
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+
+use super::legacy::bytes::Bytes;
 
 /// Longest message, in bytes, in both directions.
 pub const MESSAGE_BYTES_MAX: usize = 4096;
@@ -46,8 +49,10 @@ pub enum Piece<'a> {
     TooLong,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What the framer is within, see the diagram above.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 enum State {
+    #[default]
     Between,
     Inside,
     Other,
@@ -59,9 +64,11 @@ enum State {
 const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 
 /// Cuts one connection's bytes into objects.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Framer {
     state: State,
-    message: Vec<u8>,
+    message: Bytes,
     depth: usize,
     lines: usize,
     in_string: bool,
@@ -75,7 +82,7 @@ impl Default for Framer {
     fn default() -> Framer {
         Framer {
             state: State::Between,
-            message: Vec::new(),
+            message: Bytes::default(),
             depth: 0,
             lines: 0,
             in_string: false,
@@ -87,6 +94,15 @@ impl Default for Framer {
 }
 
 impl Framer {
+    /// Whether it stands where a framer can, whoever has written it.
+    pub fn is_possible(&self) -> bool {
+        self.message.0.len() <= MESSAGE_BYTES_MAX
+            && self.lines <= LINES_MAX
+            && self.skipped <= MESSAGE_BYTES_MAX
+            && self.marked < BYTE_ORDER_MARK.len()
+            && (self.state != State::Inside || (1..=DEPTH_MAX).contains(&self.depth))
+    }
+
     /// Takes the next bytes and hands `tell` what they complete.
     pub fn push(&mut self, input: &[u8], tell: &mut dyn FnMut(Piece<'_>)) {
         for byte in input {
@@ -124,18 +140,18 @@ impl Framer {
 
     fn begin(&mut self, state: State, byte: u8) {
         self.state = state;
-        self.message.clear();
-        self.message.push(byte);
+        self.message.0.clear();
+        self.message.0.push(byte);
     }
 
     /// Possibly JSON, but never a message; the end of the line decides.
     fn other(&mut self, byte: u8, tell: &mut dyn FnMut(Piece<'_>)) {
-        if self.message.len() == MESSAGE_BYTES_MAX {
+        if self.message.0.len() == MESSAGE_BYTES_MAX {
             self.dead(Piece::TooLong, tell);
         } else if byte != b'\n' {
-            self.message.push(byte);
+            self.message.0.push(byte);
         } else {
-            let mut values = serde_json::Deserializer::from_slice(&self.message).into_iter();
+            let mut values = serde_json::Deserializer::from_slice(&self.message.0).into_iter();
             match values.all(|value: serde_json::Result<IgnoredAny>| value.is_ok()) {
                 true => self.broken(byte, NO_OBJECT.into(), tell),
                 false => self.foreign(tell),
@@ -148,11 +164,11 @@ impl Framer {
     }
 
     fn inside(&mut self, byte: u8, tell: &mut dyn FnMut(Piece<'_>)) {
-        if self.message.len() == MESSAGE_BYTES_MAX {
+        if self.message.0.len() == MESSAGE_BYTES_MAX {
             self.dead(Piece::TooLong, tell);
             return;
         }
-        self.message.push(byte);
+        self.message.0.push(byte);
         if self.in_string {
             self.in_string(byte, tell);
             return;
@@ -189,7 +205,7 @@ impl Framer {
         self.depth -= 1;
         if self.depth == 0 {
             self.state = State::Between;
-            tell(Piece::Object(&self.message));
+            tell(Piece::Object(&self.message.0));
         }
     }
 
@@ -198,7 +214,7 @@ impl Framer {
         self.lines += 1;
         if self.lines > LINES_MAX {
             self.broken(b'\n', format!("spread over more than {LINES_MAX} lines"), tell);
-        } else if let Err(error) = serde_json::from_slice::<IgnoredAny>(&self.message)
+        } else if let Err(error) = serde_json::from_slice::<IgnoredAny>(&self.message.0)
             && !error.is_eof()
         {
             self.broken(b'\n', format!("not JSON: {error}"), tell);
@@ -222,7 +238,7 @@ impl Framer {
 
     fn dead(&mut self, why: Piece<'static>, tell: &mut dyn FnMut(Piece<'_>)) {
         self.state = State::Dead;
-        self.message = Vec::new();
+        self.message = Bytes::default();
         tell(why);
     }
 }

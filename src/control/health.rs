@@ -4,11 +4,15 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::time::Now;
 use crate::config::Health;
 
 /// Bytes a peer may send before it answers a hello, and still be excused.
 const EXCUSED_BYTES_MAX: usize = 4 << 20;
+/// The longest time for which nobody is blamed that nobody was listening: longer than any standstill lasts.
+const PARDON_MAX: Duration = Duration::from_secs(10);
 
 /// What a connection's hellos require now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,8 +29,10 @@ pub enum Due {
 /// The hellos of one connection. At most one is outstanding at a time; the next one waits until that one
 /// was answered or missed. An answer arrives behind everything its peer sent before, so the time for it
 /// runs only while none of that is left to handle.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Hellos {
+    #[serde(skip)]
     rule: Health,
     next: Now,
     asked: Option<Now>,
@@ -113,6 +119,29 @@ impl Hellos {
         self.busy = busy.then_some(now);
     }
 
+    /// Nobody has listened to the peer from then until now, which is not held against it.
+    pub fn stood_still(&mut self, from: Now, now: Now) {
+        let time = now.since(from).min(PARDON_MAX);
+        if self.asked.is_some() {
+            self.pardoned = self.pardoned.saturating_add(time);
+        }
+        // That time is not to be pardoned once more.
+        self.busy = self.busy.map(|_| now);
+    }
+
+    /// Hellos as somebody else has left them, by this rule from now on.
+    pub fn go_on(self, rule: Health, now: Now) -> Hellos {
+        Hellos {
+            rule,
+            next: self.next.min(now.plus(rule.interval)),
+            asked: self.asked.map(|asked| asked.min(now)),
+            pardoned: self.pardoned.min(PARDON_MAX),
+            busy: self.busy.map(|busy| busy.min(now)),
+            misses: self.misses.min(rule.misses.saturating_sub(1)),
+            ..self
+        }
+    }
+
     /// Unanswered hellos in a row.
     pub fn misses(&self) -> u32 {
         self.misses
@@ -132,7 +161,8 @@ pub const RETRY_MAX: Duration = Duration::from_secs(10);
 /// The way back of a backend that was set aside: it is retried at intervals that double. If it returns
 /// and soon fails again, the intervals continue where they were, so a flapping backend is tried ever
 /// more rarely instead of costing every user a retry.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Revival {
     wait: Duration,
     restored: Option<Now>,
@@ -155,6 +185,17 @@ impl Revival {
         self.restored = None;
     }
 
+    /// The same before the wait that goes on, which is to be begun anew.
+    pub fn before_wait(&self) -> Revival {
+        Revival { wait: (self.wait / 2).max(RETRY_MIN), ..self.clone() }
+    }
+
+    /// The same within its bounds, whoever has written it.
+    pub fn bounded(self, now: Now) -> Revival {
+        let restored = self.restored.map(|restored| restored.min(now));
+        Revival { wait: self.wait.clamp(RETRY_MIN, RETRY_MAX), restored }
+    }
+
     /// How long to wait before the next try.
     pub fn wait(&mut self) -> Duration {
         let wait = self.wait;
@@ -170,7 +211,8 @@ impl Revival {
 
 /// How many API requests in a row a backend has let wait for too long. One that took longer than others
 /// which were answered meanwhile is slow itself, and says nothing about the backend.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Silence {
     row: u32,
     last: Now,

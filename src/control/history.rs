@@ -10,12 +10,14 @@
 
 pub mod marks;
 pub mod page;
+mod recorded;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use marks::Marks;
+pub use recorded::Recorded;
 
 use crate::base::time::Now;
 use crate::cluster::{Protocol, ServiceId};

@@ -6,7 +6,9 @@
 pub mod aside;
 mod changes;
 pub mod checking;
+mod counting;
 mod drains;
+mod legacy;
 mod listed;
 mod reloading;
 mod sampling;
@@ -124,6 +126,10 @@ pub struct Hub {
     published: Mark,
     pulse: Pulse,
     next_connection: u64,
+    /// Log lines held back and dropped, as last counted.
+    lines_lost: (u64, u64),
+    /// Everything is another process's by now, which has taken it up.
+    is_handed_over: bool,
 }
 
 impl Hub {
@@ -172,9 +178,22 @@ impl Hub {
             published,
             pulse,
             next_connection: 1,
+            lines_lost: (0, 0),
+            is_handed_over: false,
         };
         hub.follow_shares(&config);
         hub
+    }
+
+    /// Whether another process has taken everything up.
+    pub fn is_handed_over(&self) -> bool {
+        self.is_handed_over
+    }
+
+    /// A control connection goes on that another process has accepted.
+    pub fn go_on_with(&mut self, source: Source, member: Member) {
+        self.members.insert(source, member);
+        self.counters.connections_active.set(self.members.len() as u64);
     }
 
     /// A control connection was accepted.
@@ -182,9 +201,8 @@ impl Hub {
         let source = Source::Connection(self.next_connection);
         self.next_connection += 1;
         let member = Member { peer, identity: None, mailbox, answered: None, misses: 0 };
-        self.members.insert(source, member);
+        self.go_on_with(source, member);
         self.counters.connections_accepted.one();
-        self.counters.connections_active.set(self.members.len() as u64);
         self.console.backend_connected(now, peer, self.members.len());
         source
     }
@@ -259,6 +277,11 @@ impl Hub {
     pub fn tick(&mut self, now: Now) -> Outcome {
         self.workers.flush();
         let mut more = self.hear_reports(now) | self.hear_requests();
+        if self.is_handed_over {
+            self.sum_up_lines(now);
+            let done = self.advance_stop(now);
+            return Outcome { revive: Vec::new(), more: more && !done, done };
+        }
         self.sample(now);
         self.tell_of_ended();
         self.advance_drains(now);
@@ -410,8 +433,11 @@ impl Hub {
             reports: self.workers.sum(|it| it.reports_dropped.get()),
             dropped: logs::dropped(),
         };
-        self.counters.lines_held_back.set(self.console.held_back());
-        self.counters.lines_dropped.set(lost.dropped);
+        let seen = (self.console.held_back(), lost.dropped);
+        let before = std::mem::replace(&mut self.lines_lost, seen);
+        // Those that a predecessor has counted are counted already.
+        self.counters.lines_held_back.add(seen.0.saturating_sub(before.0));
+        self.counters.lines_dropped.add(seen.1.saturating_sub(before.1));
         self.console.sum_up(now, lost);
         self.console.sum_up_hellos(now, self.config.health.interval, self.registry.len());
     }

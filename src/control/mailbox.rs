@@ -51,6 +51,20 @@ impl Mailbox {
         self.filled.notify_one();
     }
 
+    /// With these bytes already on their way, and those queued behind them.
+    pub fn with(writing: Vec<u8>, queued: Vec<u8>) -> Mailbox {
+        Mailbox {
+            outbox: RefCell::new(Outbox::with(queued)),
+            writing: RefCell::new(Writing { bytes: writing, taken: 0 }),
+            ..Mailbox::default()
+        }
+    }
+
+    /// What is on its way, and what is queued behind it.
+    pub fn unsent(&self) -> (Vec<u8>, Vec<u8>) {
+        (self.writing.borrow().left().to_vec(), self.outbox.borrow().waiting().to_vec())
+    }
+
     /// The connection is no longer of use.
     pub fn give_up(&self, why: &'static str) {
         self.broken.set(self.broken.get().or(Some(why)));

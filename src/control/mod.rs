@@ -25,7 +25,8 @@
 //! | noun | file |
 //! |---|---|
 //! | the state, and the only way to change it | [`hub`], its `changes` |
-//! | one connection: dialogue, its way through the door, socket, send queue | [`conversation`], [`door`], [`stream`], [`mailbox`] |
+//! | one connection: dialogue, its way through the door, socket, queues | [`conversation`], [`door`], [`stream`], [`intake`], [`mailbox`] |
+//! | what a successor in another process goes on with | [`legacy`], `hub::legacy` |
 //! | pure: from bytes to objects to requests | [`frame`], [`api`] |
 //! | pure: hellos and revivals, drains and shutdown | [`health`], [`drain`] |
 //! | checks of backends: when, what they come to, and how one goes | [`checks`], [`checker`], `hub::checking` |
@@ -65,6 +66,7 @@ pub mod history;
 pub mod home;
 pub mod hub;
 pub mod intake;
+pub mod legacy;
 pub mod listing;
 pub mod mailbox;
 pub mod manager;
@@ -88,12 +90,14 @@ pub mod workers;
 
 use std::cell::RefCell;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
 use crate::base::publish::Publisher;
@@ -103,7 +107,7 @@ use crate::cluster::{BackendId, Snapshot};
 use crate::config::Config;
 use crate::worker::link::{ControlEnd, Order};
 use admin::{AdminDoor, Listener};
-use conversation::Shared;
+use conversation::{Conversation, Shared};
 use door::ControlDoor;
 use doors::UserDoors;
 use hub::Hub;
@@ -135,6 +139,8 @@ pub struct Control {
     pub config: Arc<Config>,
     /// What the settings leave to the host and has been worked out, as `key = value`.
     pub derived: Vec<String>,
+    /// This balancer's name in `Via`, if it was made up at the start.
+    pub via: Option<String>,
     pub listeners: Listeners,
     /// One per worker.
     pub ends: Vec<ControlEnd>,
@@ -152,31 +158,7 @@ impl Control {
     /// When no ring can be set up, a secret cannot be read, or a door would be open to strangers. The
     /// text is one sentence for the operator. The workers are told to stop in this case, too.
     pub fn run(self, reload: Reload) -> io::Result<()> {
-        let (ask, asked) = mpsc::channel(2);
-        let (ask_to_reload, reloads) = mpsc::channel(1);
-        self.run_with(asked, Some((reload, reloads)), async move {
-            let mut hangup = signal(SignalKind::hangup())?;
-            tokio_uring::spawn(async move {
-                while hangup.recv().await.is_some() {
-                    // A reload already queued will read the files this one was asked for.
-                    let _ = ask_to_reload.try_send(());
-                }
-            });
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            tokio_uring::spawn(async move {
-                loop {
-                    tokio::select! {
-                        _ = terminate.recv() => {}
-                        _ = interrupt.recv() => {}
-                    }
-                    // A third signal finds the queue full, and adds nothing.
-                    let _ = ask.try_send(());
-                }
-            });
-            thread::accept_signals();
-            Ok(())
-        })
+        signals(|asked, reloads, begin| self.run_with(asked, Some((reload, reloads)), begin))
     }
 
     /// Like [`Control::run`], but `asked` takes the place of the signals: the first message starts an
@@ -194,29 +176,160 @@ impl Control {
         reload: Option<(Reload, mpsc::Receiver<()>)>,
         begin: impl Future<Output = io::Result<()>>,
     ) -> io::Result<()> {
-        let Control { config, derived, listeners, ends, snapshots, doors, urgent } = self;
-        let mut hub = Hub::new(Arc::clone(&config), Workers::new(ends), snapshots, Now::read());
-        (hub.doors, hub.derived) = (doors, derived);
-        let hub = Rc::new(RefCell::new(hub));
-        let outcome = runtime().and_then(|runtime| {
-            runtime.block_on(async {
-                begin.await?;
-                hub.borrow_mut().start(Now::read());
-                let entrance = Entrance::new(&config).map_err(io::Error::other)?;
-                let entrance = Rc::new(RefCell::new(entrance));
-                open(&hub, &entrance, &config, listeners)?;
-                tokio_uring::spawn(publish(Rc::clone(&hub)));
-                tokio_uring::spawn(check(Rc::clone(&hub)));
-                turn(&hub, &entrance, &urgent, asked, reload).await;
-                Ok(())
-            })
-        });
-        if outcome.is_err() {
-            // Only the control core can tell the workers that there will be no balancer.
-            hub.borrow_mut().workers.order(Order::Stop);
-        }
-        outcome
+        let (hub, rest) = self.parts(Now::read());
+        run(&hub, rest, asked, reload, begin, |rest| {
+            hub.borrow_mut().start(Now::read());
+            Ok((Core::new(&hub, rest)?, Vec::new()))
+        })
     }
+
+    /// The state, and what is left of this without it.
+    fn parts(self, now: Now) -> (Rc<RefCell<Hub>>, Rest) {
+        let Control { config, derived, via, listeners, ends, snapshots, doors, urgent } = self;
+        let mut hub = Hub::new(Arc::clone(&config), Workers::new(ends), snapshots, now);
+        (hub.doors, hub.derived) = (doors, derived);
+        (Rc::new(RefCell::new(hub)), Rest { config, via, listeners, urgent })
+    }
+}
+
+/// What the control core is started with, beside its state.
+struct Rest {
+    config: Arc<Config>,
+    via: Option<String>,
+    listeners: Listeners,
+    urgent: Arc<Notify>,
+}
+
+/// A running control core, or one that is about to run.
+pub struct Core {
+    pub hub: Rc<RefCell<Hub>>,
+    entrance: Rc<RefCell<Entrance>>,
+    via: Option<String>,
+    door: Rc<ControlDoor>,
+    admin: AdminDoor,
+    /// The tasks that let others in.
+    doors: RefCell<Vec<AbortHandle>>,
+}
+
+impl Core {
+    /// # Errors
+    /// When a secret cannot be read, or a door would be open to strangers; one sentence for the operator.
+    fn new(hub: &Rc<RefCell<Hub>>, rest: &Rest) -> io::Result<Core> {
+        let Rest { config, via, listeners, .. } = rest;
+        let at = |listener: &Option<std::net::TcpListener>| {
+            listener.as_ref().map(std::net::TcpListener::local_addr).transpose()
+        };
+        let bound = status::Doors {
+            tcp: config.listen.tcp,
+            udp: config.listen.udp,
+            api: config.listen.api,
+            api_tls: config.listen.api_tls,
+            control: at(&listeners.control)?,
+            admin: at(&listeners.admin)?,
+        };
+        let entrance = Entrance::new(config).map_err(io::Error::other)?;
+        let entrance = Rc::new(RefCell::new(entrance));
+        if let Some(listener) = &listeners.control {
+            door::prepare(listener, config.health)?;
+        }
+        let shared = Shared::new(Rc::clone(hub), bound);
+        Ok(Core {
+            door: Rc::new(ControlDoor::new(shared, Rc::clone(&entrance))),
+            admin: AdminDoor { hub: Rc::clone(hub), doors: bound, entrance: Rc::clone(&entrance) },
+            hub: Rc::clone(hub),
+            entrance,
+            via: via.clone(),
+            doors: RefCell::default(),
+        })
+    }
+
+    /// Opens the doors for backends and operators.
+    fn open(&self, listeners: Listeners) -> io::Result<()> {
+        let mut doors = self.doors.borrow_mut();
+        let mut open = |task: tokio::task::JoinHandle<()>| doors.push(task.abort_handle());
+        if let Some(listener) = listeners.control {
+            let door = Rc::clone(&self.door);
+            open(tokio_uring::spawn(door.accept(stream::Listener::new(listener)?)));
+        }
+        if let Some(socket) = listeners.socket {
+            open(tokio_uring::spawn(admin::serve(self.admin.clone(), Listener::socket(socket)?)));
+        }
+        if let Some(listener) = listeners.admin {
+            open(tokio_uring::spawn(admin::serve(self.admin.clone(), Listener::door(listener)?)));
+        }
+        Ok(())
+    }
+}
+
+/// Runs with what signals ask for: `run` is given the requests to stop, those to reload, and what begins to
+/// listen for signals.
+fn signals<T>(
+    run: impl FnOnce(
+        mpsc::Receiver<()>,
+        mpsc::Receiver<()>,
+        Pin<Box<dyn Future<Output = io::Result<()>>>>,
+    ) -> T,
+) -> T {
+    let (ask, asked) = mpsc::channel(2);
+    let (ask_to_reload, reloads) = mpsc::channel(1);
+    let begin = async move {
+        let mut hangup = signal(SignalKind::hangup())?;
+        tokio_uring::spawn(async move {
+            while hangup.recv().await.is_some() {
+                // A reload already queued will read the files this one was asked for.
+                let _ = ask_to_reload.try_send(());
+            }
+        });
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio_uring::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                // A third signal finds the queue full, and adds nothing.
+                let _ = ask.try_send(());
+            }
+        });
+        thread::accept_signals();
+        Ok(())
+    };
+    run(asked, reloads, Box::pin(begin))
+}
+
+/// A connection that is gone on with.
+type Line = (stream::Stream, Conversation);
+
+/// Makes a core and runs it, with the connections that it goes on with.
+fn run(
+    hub: &Rc<RefCell<Hub>>,
+    rest: Rest,
+    asked: mpsc::Receiver<()>,
+    reload: Option<(Reload, mpsc::Receiver<()>)>,
+    begin: impl Future<Output = io::Result<()>>,
+    make: impl FnOnce(&Rest) -> io::Result<(Core, Vec<Line>)>,
+) -> io::Result<()> {
+    let outcome = runtime().and_then(|runtime| {
+        runtime.block_on(async {
+            begin.await?;
+            let (core, lines) = make(&rest)?;
+            let Rest { listeners, urgent, .. } = rest;
+            for (stream, conversation) in lines {
+                core.door.begin(stream, conversation);
+            }
+            core.open(listeners)?;
+            tokio_uring::spawn(publish(Rc::clone(hub)));
+            tokio_uring::spawn(check(Rc::clone(hub)));
+            turn(&core, &urgent, asked, reload).await;
+            Ok(())
+        })
+    });
+    if outcome.is_err() {
+        // Only the control core can tell the workers that there will be no balancer.
+        hub.borrow_mut().workers.order(Order::Stop);
+    }
+    outcome
 }
 
 /// Whether the control core could set up its own ring here.
@@ -236,48 +349,14 @@ fn runtime() -> io::Result<tokio_uring::Runtime> {
         .map_err(|error| io::Error::other(crate::ring::probe::explain(&error)))
 }
 
-/// Opens the doors for backends and operators.
-fn open(
-    hub: &Rc<RefCell<Hub>>,
-    entrance: &Rc<RefCell<Entrance>>,
-    config: &Config,
-    listeners: Listeners,
-) -> io::Result<()> {
-    let at = |listener: &Option<std::net::TcpListener>| {
-        listener.as_ref().map(std::net::TcpListener::local_addr).transpose()
-    };
-    let bound = status::Doors {
-        tcp: config.listen.tcp,
-        udp: config.listen.udp,
-        api: config.listen.api,
-        api_tls: config.listen.api_tls,
-        control: at(&listeners.control)?,
-        admin: at(&listeners.admin)?,
-    };
-    if let Some(listener) = listeners.control {
-        door::prepare(&listener, config.health)?;
-        let shared = Shared::new(Rc::clone(hub), bound);
-        let door = ControlDoor::new(shared, Rc::clone(entrance));
-        tokio_uring::spawn(door.accept(stream::Listener::new(listener)?));
-    }
-    let admin = AdminDoor { hub: Rc::clone(hub), doors: bound, entrance: Rc::clone(entrance) };
-    if let Some(socket) = listeners.socket {
-        tokio_uring::spawn(admin::serve(admin.clone(), Listener::socket(socket)?));
-    }
-    if let Some(listener) = listeners.admin {
-        tokio_uring::spawn(admin::serve(admin, Listener::door(listener)?));
-    }
-    Ok(())
-}
-
 /// The main loop. Returns once the balancer has been asked to stop and has stopped.
 async fn turn(
-    hub: &Rc<RefCell<Hub>>,
-    entrance: &RefCell<Entrance>,
+    core: &Core,
     urgent: &Notify,
     mut asked: mpsc::Receiver<()>,
     mut reload: Option<(Reload, mpsc::Receiver<()>)>,
 ) {
+    let Core { hub, entrance, .. } = core;
     let mut manager = Manager::new(&hub.borrow().workers, Now::read());
     manager.ready();
     let probes = Rc::new(Semaphore::new(probe::AT_ONCE));
@@ -294,7 +373,7 @@ async fn turn(
                 manager.ready();
             }
         }
-        if let Some((reload, _)) = &mut reload {
+        if let Some((reload, _)) = reload.as_mut().filter(|_| !hub.borrow().is_handed_over()) {
             reload.look_at_certificates(hub, Now::read());
         }
         let outcome = hub.borrow_mut().tick(Now::read());

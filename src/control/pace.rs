@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::time::Now;
 
 /// Changes in one burst: as many as backends can be registered at all.
@@ -11,7 +13,8 @@ const BURST: u32 = crate::metrics::BACKENDS_MAX as u32;
 const EVERY: Duration = Duration::from_millis(10);
 
 /// The changes a connection may still make.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Pace {
     tokens: u32,
     counted: Now,
@@ -20,6 +23,11 @@ pub struct Pace {
 impl Pace {
     pub fn new(now: Now) -> Pace {
         Pace { tokens: BURST, counted: now }
+    }
+
+    /// The same within its bounds, whoever has written it.
+    pub fn bounded(self, now: Now) -> Pace {
+        Pace { tokens: self.tokens.min(BURST), counted: self.counted.min(now) }
     }
 
     /// Allows a change now, or says how long to wait before asking again.

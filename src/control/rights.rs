@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::auth::{Challenge, Secrets};
+use super::legacy::format;
 use crate::cluster::gate::lists;
 use crate::config::Config;
 use crate::config::joining::{Joining, Keyring};
@@ -25,6 +26,26 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The identity in the form for a successor.
+    pub fn describe(&self) -> format::Identity {
+        let keyring = |it: &Keyring<Arc<str>>| match it {
+            Keyring::Global => None,
+            Keyring::Service(name) => Some(name.to_string()),
+        };
+        let keyrings = self.keyrings.iter().map(keyring).collect();
+        format::Identity { name: self.name.to_string(), keyrings }
+    }
+
+    /// An identity that was proved to somebody else.
+    pub fn inherit(from: &format::Identity) -> Identity {
+        let keyring = |it: &Option<String>| match it {
+            None => Keyring::Global,
+            Some(name) => Keyring::Service(Arc::from(name.as_str())),
+        };
+        let keyrings = from.keyrings.iter().map(keyring).collect();
+        Identity { name: from.name.as_str().into(), keyrings }
+    }
+
     fn holds(&self, keyring: Keyring<&str>) -> bool {
         self.keyrings.iter().any(|held| held.as_ref() == keyring)
     }

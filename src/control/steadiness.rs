@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::time::Now;
 use crate::cluster::{ServiceId, Standing};
 use crate::metrics::BACKENDS_MAX;
@@ -16,8 +18,9 @@ const MINUTES: usize = 15;
 const REMEMBERED_MAX: usize = BACKENDS_MAX + 1024;
 
 /// One backend.
-#[derive(Clone, Copy, Debug)]
-struct Track {
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Track {
     /// `None` while it is not registered.
     standing: Option<Standing>,
     since: Now,
@@ -90,6 +93,26 @@ impl Steadiness {
         }
         self.tracks.insert((service, address), Track::new(standing, now, minute));
         false
+    }
+
+    /// Everything that is remembered, and since when minutes are counted.
+    pub fn all(&self) -> (Now, impl Iterator<Item = (ServiceId, SocketAddr, &Track)>) {
+        let tracks = self.tracks.iter();
+        (self.began, tracks.map(|((service, address), track)| (*service, *address, track)))
+    }
+
+    /// What somebody else has remembered.
+    pub fn go_on(
+        began: Now,
+        tracks: impl Iterator<Item = (ServiceId, SocketAddr, Track)>,
+        now: Now,
+    ) -> Steadiness {
+        let began = began.min(now);
+        let minute = now.since(began).as_secs() / 60;
+        let bounded =
+            |it: Track| Track { since: it.since.min(now), minute: it.minute.min(minute), ..it };
+        let tracks = tracks.map(|(service, at, track)| ((service, at), bounded(track)));
+        Steadiness { began, tracks: tracks.take(REMEMBERED_MAX).collect() }
     }
 
     /// Since when a backend is in its state, and how often that has changed within the last 15 minutes.

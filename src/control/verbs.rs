@@ -254,6 +254,10 @@ pub fn is_no_name(host: &str) -> bool {
 /// If there is no such backend or session (any more), if the change itself is refused, or if the
 /// worker takes no more orders.
 pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Changed, Refusal> {
+    if hub.is_handed_over() {
+        let sentence = "a newer process has taken over meanwhile: ask again";
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, sentence);
+    }
     let mut groups = Vec::new();
     // Known before the change, after which the backend or session may be gone.
     let service = service_of(hub, &verb);

@@ -175,7 +175,8 @@ impl Core {
             let config = Arc::new(config);
             let doors = UserDoors::default();
             let (ends, derived) = (vec![end], Vec::new());
-            Control { config, derived, listeners, ends, snapshots, doors, urgent }.run_until(asked)
+            Control { config, derived, via: None, listeners, ends, snapshots, doors, urgent }
+                .run_until(asked)
         });
         Core {
             control: address,

@@ -1,12 +1,15 @@
 //! Why a backend gets no new sessions, as far as anything speaks against that. Owns what outweighs what.
 
+use serde::{Deserialize, Serialize};
+
 use super::DrainedBy;
 use crate::cluster::backend::Standing;
 
 /// What speaks against new sessions of a backend. Each comes and goes by itself: a check that passes says
 /// nothing of a data port that refused, and the port that accepts again nothing of the check.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Against {
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Against {
     /// Its source has asked for a drain,
     pub drained_by_owner: bool,
     /// or an operator has. Neither takes back what the other has asked for.

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Registered;
 use crate::cluster::backend::{AskedCheck, BackendId, ServiceId, WEIGHT_MAX};
 use crate::cluster::groups::Group;
@@ -46,7 +48,8 @@ pub enum Lasts {
 }
 
 /// Whose request a drain is, which is also who may take it back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DrainedBy {
     /// The source of the backend, which then leaves.
     Owner,

@@ -13,6 +13,16 @@ pub struct Outbox {
 pub struct Overflow;
 
 impl Outbox {
+    /// With these messages in it.
+    pub fn with(waiting: Vec<u8>) -> Outbox {
+        Outbox { waiting }
+    }
+
+    /// What is queued.
+    pub fn waiting(&self) -> &[u8] {
+        &self.waiting
+    }
+
     /// Appends a message as one line.
     ///
     /// # Errors

@@ -84,6 +84,16 @@ impl Marks {
         self.kept.push_back(Mark { at: now, what, service, backend, count: 1 });
     }
 
+    /// Every mark that is kept, the oldest first.
+    pub fn all(&self) -> impl Iterator<Item = &Mark> {
+        self.kept.iter()
+    }
+
+    /// Marks that somebody else has kept, the oldest first.
+    pub fn go_on(marks: impl Iterator<Item = Mark>) -> Marks {
+        Marks { kept: marks.take(MARKS_MAX).collect() }
+    }
+
     /// The marks of the last 15 minutes, the oldest first: all of them, or those that concern a service.
     pub fn recent<'m>(
         &'m self,

@@ -56,6 +56,9 @@ impl Trial {
     }
 }
 
+/// What is known of one backend.
+pub(super) type Known = (Option<Revival>, Option<Silence>, Option<String>);
+
 /// What is known of backends that are, were, or may soon be set aside.
 #[derive(Default)]
 pub struct Asides {
@@ -75,6 +78,25 @@ impl Asides {
         self.reasons.remove(&id);
     }
 
+    /// What is known of a backend: its way back, the requests it left unanswered, and why it was set aside.
+    pub(super) fn of(&self, id: BackendId) -> Known {
+        // Whoever goes on tries it again after the same wait.
+        let again = |revival: &Revival| match self.reviving.contains(&id) {
+            true => revival.before_wait(),
+            false => revival.clone(),
+        };
+        let revival = self.revivals.get(&id).map(again);
+        let reason = self.reasons.get(&id).map(|reason| reason.to_string());
+        (revival, self.silences.get(&id).copied(), reason)
+    }
+
+    /// The same, from somebody who knew it before.
+    pub(super) fn learn(&mut self, id: BackendId, (revival, silence, reason): Known, now: Now) {
+        self.revivals.extend(revival.map(|it| (id, it.bounded(now))));
+        self.silences.extend(silence.map(|it| (id, it)));
+        self.reasons.extend(reason.map(|it| (id, it.into())));
+    }
+
     /// A backend has registered anew, and nothing is held against it any more.
     pub fn forgive(&mut self, id: BackendId) {
         self.silences.remove(&id);
@@ -85,8 +107,9 @@ impl Asides {
 impl Hub {
     /// The next attempt to reach a backend that was set aside; `None` once it no longer is.
     pub fn next_try(&mut self, id: BackendId) -> Option<Attempt> {
+        let is_ours = !self.is_handed_over;
         let entry = self.registry.get(id).filter(|it| it.backend.standing == Standing::Aside);
-        let Some(entry) = entry else {
+        let Some(entry) = entry.filter(|_| is_ours) else {
             self.asides.reviving.remove(&id);
             return None;
         };
@@ -117,6 +140,9 @@ impl Hub {
     /// A backend that was set aside was tried as `trial` says, and is back.
     pub fn restore(&mut self, id: BackendId, trial: &Trial, now: Now) {
         self.asides.reviving.remove(&id);
+        if self.is_handed_over {
+            return;
+        }
         if self.make(Change::Restore { backend: id }, now).changed {
             let service = self.named_service_of(id);
             match trial {

@@ -19,6 +19,7 @@ use crate::control::checker::{Failure, Target};
 use crate::control::checks::{Checks, Due, Rule, Verdict};
 use crate::control::contact::Port;
 use crate::control::home;
+use crate::control::legacy::format;
 use crate::session::EndReason;
 use crate::tls::backends::BackendTls;
 
@@ -89,7 +90,7 @@ impl Hub {
 
     /// The next check to carry out now, if there is one.
     pub fn next_check(&mut self, now: Now) -> Option<(Due, Target)> {
-        loop {
+        while !self.is_handed_over {
             let due = self.checking.checks.begin(now)?;
             let backend = self.registry.get(due.id).map(|entry| &entry.backend);
             let wanted = backend.and_then(|it| Some((self.check_of(it)?, self.port_of(it))));
@@ -102,6 +103,7 @@ impl Hub {
             self.checking.checks.remove(due);
             self.checking.checks.came_to_nothing(due, now);
         }
+        None
     }
 
     /// Whether a check there would ask the balancer itself.
@@ -118,11 +120,15 @@ impl Hub {
 
     /// How long there is nothing to check.
     pub fn checks_rest(&self, now: Now) -> Duration {
-        self.checking.checks.next_deadline().map_or(WAIT_MAX, |at| at.since(now).min(WAIT_MAX))
+        let next = self.checking.checks.next_deadline().filter(|_| !self.is_handed_over);
+        next.map_or(WAIT_MAX, |at| at.since(now).min(WAIT_MAX))
     }
 
     /// A check has ended.
     pub fn checked(&mut self, due: Due, outcome: Result<(), Failure>, took: Duration, now: Now) {
+        if self.is_handed_over {
+            return;
+        }
         let outcome = match outcome {
             Err(Failure { sentence, is_ours: true }) => {
                 return self.check_came_to_nothing(due, &sentence, now);
@@ -173,6 +179,38 @@ impl Hub {
         let (due, rule) = (due(&entry.backend), rule(&check));
         self.checking.checks.add(due, rule, verdict, offset(id, rule.interval), now);
         self.checking.wanted.notify_one();
+    }
+
+    /// How the check of a backend stands, in the form for a successor.
+    pub(super) fn describe_check(&self, backend: &Backend) -> Option<format::Checked> {
+        let (verdict, contrary, next) = self.checking.checks.standing(due(backend))?;
+        let outcome = self.checking.outcomes.get(&backend.id).map(|it| format::Outcome {
+            verdict: it.verdict,
+            since: it.since,
+            last: it.last,
+            took: it.took,
+            failure: it.failure.as_deref().map(str::to_owned),
+        });
+        let id = &backend.id;
+        let ends = self.checking.ending.contains_key(id) || self.checking.condemned.contains(id);
+        Some(format::Checked { verdict, contrary, next, outcome, ends })
+    }
+
+    /// Goes on with it, if the backend is still to be checked.
+    pub(super) fn inherit_check(&mut self, id: BackendId, from: &format::Checked, now: Now) {
+        let Some(entry) = self.registry.get(id) else { return };
+        let Some(check) = self.check_of(&entry.backend) else { return };
+        let standing = (from.verdict, from.contrary, from.next);
+        self.checking.checks.go_on(due(&entry.backend), rule(&check), standing, now);
+        if let Some(outcome) = &from.outcome {
+            let failure = outcome.failure.as_deref().map(Box::from);
+            let format::Outcome { verdict, since, last, took, .. } = *outcome;
+            let checked = Checked { verdict, since, last, took, failure };
+            self.checking.outcomes.insert(id, checked);
+        }
+        if from.ends && check.on_fail == OnFail::Close {
+            self.checking.condemned.insert(id);
+        }
     }
 
     /// A backend has left, or is checked no more.

@@ -17,12 +17,17 @@ use crate::session::EndReason;
 pub struct Draining {
     pub drain: Drain,
     /// That of the operator, which goes on if the source takes its own back.
-    beneath: Option<Drain>,
+    pub(super) beneath: Option<Drain>,
     /// When the workers were told; `None` until they have been.
     pub(super) mark: Option<Mark>,
 }
 
 impl Draining {
+    /// A drain that has begun elsewhere, of which the workers here have yet to be told.
+    pub(super) fn inherit(drain: Drain, beneath: Option<Drain>) -> Draining {
+        Draining { drain, beneath, mark: None }
+    }
+
     fn drains(&mut self) -> impl Iterator<Item = &mut Drain> {
         [&mut self.drain].into_iter().chain(&mut self.beneath)
     }

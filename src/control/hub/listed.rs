@@ -13,7 +13,7 @@ use super::Hub;
 use crate::base::time::Now;
 use crate::cluster::registry::{Applied, Change, Registered, Registration};
 use crate::cluster::source::Source;
-use crate::cluster::{BackendId, ServiceId, Standing};
+use crate::cluster::{Backend, BackendId, ServiceId, Standing};
 
 /// How often a listed backend that could not be registered is tried again.
 const AGAIN_EVERY: Duration = Duration::from_secs(1);
@@ -62,6 +62,48 @@ impl Hub {
         for registration in wanted {
             self.join_listed(registration, true, now);
         }
+    }
+
+    /// Brings the registry in line with the configuration, where another said this of the weights before. What
+    /// operators have changed stays where the configuration has not changed.
+    pub(super) fn follow_other_file(&mut self, before: &BTreeMap<BackendId, u16>, now: Now) {
+        let wanted = self.listed();
+        let places: BTreeMap<(ServiceId, SocketAddr), &Registration> =
+            wanted.iter().map(|it| ((it.service, it.address), it)).collect();
+        let present: Vec<_> =
+            self.registry.of_source(Source::File).map(|entry| entry.backend.clone()).collect();
+        for backend in present {
+            if !self.registry.is_known(backend.service) {
+                continue;
+            }
+            let (service, address, source) = (backend.service, backend.address, Source::File);
+            match places.get(&(service, address)) {
+                Some(it) if it.tls == backend.tls => {
+                    let was = before.get(&backend.id).copied().unwrap_or(backend.weight);
+                    let same =
+                        (it.weight, &it.group, it.proxy) == (was, &backend.group, backend.proxy);
+                    if !same {
+                        self.make(Change::Register((*it).clone()), now);
+                    }
+                }
+                _ => drop(self.make(Change::Unregister { source, service, address }, now)),
+            }
+        }
+        self.left_out = LeftOut { all: Vec::new(), next: now.plus(AGAIN_EVERY) };
+        for registration in wanted {
+            let known = self.registry.find(registration.service, registration.address);
+            if known.is_none_or(|entry| entry.source != Source::File) {
+                self.join_listed(registration, true, now);
+            }
+        }
+    }
+
+    /// What the configuration says of the weight of a backend that it lists.
+    pub(super) fn weight_in_file(&self, entry: &Registered) -> Option<u16> {
+        let Backend { service, address, .. } = entry.backend;
+        let table = self.config.service(service).filter(|_| entry.source == Source::File)?;
+        let listed = table.backends.iter().find(|it| canonical(it.address) == address)?;
+        Some(listed.weight)
     }
 
     /// Tries again to register those that could not be.

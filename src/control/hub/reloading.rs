@@ -17,6 +17,7 @@ use crate::config::{Config, rules};
 use crate::control::api::Event;
 use crate::control::doors::{OpenDoor, Opened, Step, put_addresses};
 use crate::control::history::marks::What;
+use crate::control::legacy::format;
 use crate::control::status::ShiftEnded;
 use crate::tls::Tls;
 
@@ -45,6 +46,18 @@ enum Stage {
     Empty { look_at: Now },
     /// Nobody is left. What the workers said of the last one is to be heard.
     Over,
+}
+
+impl Leaving {
+    pub(super) fn describe(&self) -> format::Leaving {
+        let Leaving { since, until, stage, .. } = *self;
+        format::Leaving { since, until, drains: stage != Stage::Closing }
+    }
+
+    pub(super) fn inherit(from: format::Leaving, mark: Mark, now: Now) -> Leaving {
+        let stage = if from.drains { Stage::Draining } else { Stage::Closing };
+        Leaving { mark, since: from.since.min(now), until: from.until, stage }
+    }
 }
 
 impl Hub {

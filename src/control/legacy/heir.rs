@@ -1,0 +1,138 @@
+//! A control core that goes on with what another has left. Owns the order in which that is taken up: everything
+//! that can go wrong comes first and touches no socket, and only then do connections and doors go on.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use socket2::Socket;
+use tokio::sync::mpsc;
+
+use super::Legacy;
+use super::format;
+use crate::base::time::Now;
+use crate::cluster::source::Source;
+use crate::control::conversation::Conversation;
+use crate::control::reload::Reload;
+use crate::control::stream::Stream;
+use crate::control::{Control, Core, Rest, run, signals};
+use crate::worker::link::Order;
+
+/// A control core that knows everything another has left, and has yet to go on with it.
+pub struct Heir {
+    core: Core,
+    rest: Rest,
+    lines: Vec<(Stream, Conversation)>,
+}
+
+impl Control {
+    /// Takes up what another control core has left: its workers know of the services and backends when this
+    /// returns. Nothing is read, written or accepted before [`Heir::run`], and if that never comes, nobody has
+    /// noticed anything. `sockets` are those of the connections, in the order of the description.
+    ///
+    /// # Errors
+    /// What is wrong with that, or with a door or a secret here, in a sentence for the operator. The workers are
+    /// told to stop in this case.
+    pub fn inherit(self, legacy: &Legacy, sockets: Vec<OwnedFd>, now: Now) -> Result<Heir, String> {
+        let (hub, rest) = self.parts(now);
+        let taken = hub.borrow_mut().inherit(legacy, now).and_then(|()| {
+            let core = Core::new(&hub, &rest).map_err(|error| error.to_string())?;
+            Ok((core, sockets))
+        });
+        let taken = taken.and_then(|(core, sockets)| {
+            let lines = lines(&core, legacy, sockets, now)?;
+            Ok((core, lines))
+        });
+        match taken {
+            Ok((core, lines)) => Ok(Heir { core, rest, lines }),
+            Err(sentence) => {
+                hub.borrow_mut().workers.order(Order::Stop);
+                Err(sentence)
+            }
+        }
+    }
+}
+
+impl Heir {
+    /// What it will run as.
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// Goes on with the connections, opens the doors and runs like [`Control::run`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run(self, reload: Reload) -> io::Result<()> {
+        signals(|asked, reloads, begin| self.go_on(asked, Some((reload, reloads)), begin))
+    }
+
+    /// The same like [`Control::run_until`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run_until(self, asked: mpsc::Receiver<()>) -> io::Result<()> {
+        self.go_on(asked, None, async { Ok(()) })
+    }
+
+    fn go_on(
+        self,
+        asked: mpsc::Receiver<()>,
+        reload: Option<(Reload, mpsc::Receiver<()>)>,
+        begin: impl Future<Output = io::Result<()>>,
+    ) -> io::Result<()> {
+        let Heir { core, rest, lines } = self;
+        let hub = Rc::clone(&core.hub);
+        run(&hub, rest, asked, reload, begin, |_| Ok((core, lines)))
+    }
+}
+
+/// The connections, each with its conversation.
+fn lines(
+    core: &Core,
+    legacy: &Legacy,
+    sockets: Vec<OwnedFd>,
+    now: Now,
+) -> Result<Vec<(Stream, Conversation)>, String> {
+    let owners = core.hub.borrow().registry.entries().map(|it| it.source).collect::<Vec<_>>();
+    let mut sockets: Vec<Option<OwnedFd>> = sockets.into_iter().map(Some).collect();
+    if legacy.connections.len() != sockets.len() {
+        let (connections, sockets) = (legacy.connections.len(), sockets.len());
+        return Err(format!("{connections} connections came with {sockets} sockets"));
+    }
+    let mut lines = Vec::new();
+    for from in &legacy.connections {
+        let source = Source::Connection(from.number);
+        let is_known = core.hub.borrow().members.contains_key(&source);
+        if is_known || from.number >= legacy.numbers.connection {
+            return Err(format!("connection {} is there twice, or before its time", from.number));
+        }
+        let socket = sockets.get_mut(from.socket).and_then(Option::take);
+        let socket = socket.ok_or_else(|| format!("connection {} has no socket", from.number))?;
+        let stream = stream(socket, from)?;
+        let conversation = core.door.inherit(from, (legacy.at.min(now), now))?;
+        lines.push((stream, conversation));
+    }
+    let is_orphan = |source: &Source| {
+        source.connection().is_some() && !core.hub.borrow().members.contains_key(source)
+    };
+    match owners.iter().any(is_orphan) {
+        true => Err("a backend belongs to a connection that has not come".to_owned()),
+        false => Ok(lines),
+    }
+}
+
+/// The connection, if this is one.
+fn stream(socket: OwnedFd, from: &format::Connection) -> Result<Stream, String> {
+    let fault = |what: &str| format!("the socket of connection {} {what}", from.number);
+    let socket = Socket::from(socket);
+    let kind = socket.r#type().map_err(|error| fault(&format!("cannot be used: {error}")))?;
+    let domain = socket.domain().map_err(|error| fault(&format!("cannot be used: {error}")))?;
+    let is_ip = [socket2::Domain::IPV4, socket2::Domain::IPV6].contains(&domain);
+    let listens = socket.is_listener().unwrap_or(true);
+    if kind != socket2::Type::STREAM || !is_ip || listens {
+        return Err(fault("is none of a TCP connection"));
+    }
+    Stream::new(TcpStream::from(socket)).map_err(|error| fault(&format!("cannot be used: {error}")))
+}
