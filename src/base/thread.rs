@@ -7,7 +7,7 @@ use std::thread::{Builder, JoinHandle};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
 /// The signals this program handles.
-const OURS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+const OURS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2];
 
 /// Unblocks the signals this program handles on the calling thread, which must be the main one. A
 /// parent may have blocked them, and a signal mask survives execve(2); the balancer could then

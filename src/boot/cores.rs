@@ -8,6 +8,7 @@
 
 use std::io::ErrorKind;
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
@@ -26,23 +27,36 @@ pub struct Cores {
     pub shared: Vec<usize>,
     /// Where the control core may run.
     pub control: Vec<usize>,
-    /// Held for as long as the workers run.
-    _claims: Vec<UnixDatagram>,
+    /// Held for as long as the workers run, with the numbers of their cores.
+    claims: Vec<(usize, OwnedFd)>,
 }
 
 impl Cores {
-    /// Chooses among the cores that this process may use, and claims those of the workers.
-    pub fn take(workers: usize) -> Cores {
+    /// Chooses among the cores that this process may use, and claims those of the workers. Claims that were
+    /// `inherited` are as good as new ones.
+    pub fn take(workers: usize, mut inherited: Vec<(usize, OwnedFd)>) -> Cores {
         let mut claims = Vec::new();
-        let claim = |core| match claim(NAME, core) {
-            Ok(claim) => {
-                claims.extend(claim);
-                true
+        let claim = |core| {
+            let known = inherited.iter().position(|(claimed, _)| *claimed == core);
+            if let Some(place) = known {
+                claims.push(inherited.swap_remove(place));
+                return true;
             }
-            Err(Taken) => false,
+            match claim(NAME, core) {
+                Ok(claim) => {
+                    claims.extend(claim.map(|claim| (core, claim.into())));
+                    true
+                }
+                Err(Taken) => false,
+            }
         };
         let chosen = choose(workers, &sys::cores(), claim, |core| is_claimed(NAME, core));
-        Cores { _claims: claims, ..chosen }
+        Cores { claims, ..chosen }
+    }
+
+    /// The claims, with the numbers of their cores, for a successor.
+    pub fn into_claims(self) -> Vec<(usize, OwnedFd)> {
+        self.claims
     }
 
     /// Says in the log what was chosen.
@@ -119,7 +133,7 @@ fn choose(
     control.sort_unstable();
     // There may be more workers than cores.
     let workers = own.iter().cycle().take(if own.is_empty() { 0 } else { workers });
-    Cores { workers: workers.copied().collect(), shared, control, _claims: Vec::new() }
+    Cores { workers: workers.copied().collect(), shared, control, claims: Vec::new() }
 }
 
 fn listed(cores: &[usize]) -> String {
@@ -161,6 +175,18 @@ mod tests {
         assert_eq!(chosen(1, &[3], &[3]), [vec![3], vec![3], vec![3]], "there is but one");
         assert_eq!(chosen(3, &[0, 1, 2, 3], &[1, 2, 3]), [vec![0, 1, 2], vec![1, 2], vec![3]]);
         assert_eq!(chosen(2, &[5, 6], &[5, 6]), [vec![5, 6], vec![5, 6], vec![5, 6]]);
+    }
+
+    #[test]
+    fn a_claim_that_was_inherited_is_kept_by_whoever_has_it_now() {
+        let first = Cores::take(1, Vec::new()).into_claims();
+        let Some((core, _)) = first.first() else { return };
+        let core = *core;
+        let next = Cores::take(1, first);
+        assert_eq!(next.workers, [core]);
+        assert!(next.shared.is_empty() && is_claimed(NAME, core));
+        let claims = next.into_claims();
+        assert_eq!(claims.len(), 1);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod tls;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use tracing::{info, warn};
@@ -27,7 +28,12 @@ use crate::control::auth::Secrets;
 use crate::control::certificates::Watch;
 use crate::control::doors::{NewDoor, OpenDoor, put_addresses};
 use crate::control::reload::{Asked, Reload, Reread};
+use crate::control::legacy::Prelude;
+use crate::control::succession::Means;
 use crate::control::{Control, Listeners, socket};
+use crate::handover::predecessor::Predecessor;
+use crate::handover::successor::Program;
+use crate::handover::words::OwnDoor;
 use crate::logs;
 use crate::proxy::line::Features;
 use crate::ring::{probe, sys};
@@ -49,15 +55,30 @@ impl std::error::Error for Trouble {}
 /// Runs a balancer until it is told to stop, with `demo` echo backends for each open door. `reread`
 /// is called for the settings again on SIGHUP. Whoever sits at a terminal is told what to type next,
 /// with the `name` that this program was called by.
-pub fn serve(mut config: Config, demo: usize, reread: Reread, name: &str) -> Result<(), Trouble> {
+///
+/// In the place of the `old` balancer, if there is one: nothing is opened that it has, and it leaves everything
+/// to this one once that could go on. `program`: how this one is started again, for a successor of its own.
+pub fn serve(
+    mut config: Config,
+    demo: usize,
+    reread: Reread,
+    name: &str,
+    program: Option<Program>,
+    mut old: Option<Predecessor>,
+) -> Result<(), Trouble> {
+    if let Some(old) = &old {
+        let prelude: Prelude = serde_json::from_value(old.hello.prelude.clone()).unwrap_or_default();
+        prelude.number(&mut config).map_err(Trouble)?;
+    }
     needs::refuse(&config)?;
     let kernel = probe::probe().map_err(|error| Trouble(error.to_string()))?;
     let asked = Asked::of(&config);
     let derived = capacity::settle(&mut config)?;
     let (sessions, workers) = (config.limits.sessions, plane::workers(&config));
-    let listeners = open_own(&mut config)?;
+    let (listeners, own) = open_own(&mut config, old.as_mut())?;
+    let cores = sys::cores();
     let features = Features { receive_cap: kernel.receive_cap, splice: kernel.receive_cap };
-    let plane = DataPlane::start(&config, sessions, features)?;
+    let plane = DataPlane::start_after(&config, sessions, features, old.as_mut())?;
     config.listen.tcp = plane.door(Protocol::Tcp);
     config.listen.udp = plane.door(Protocol::Udp);
     config.listen.api = plane.door(Protocol::Api);
@@ -94,7 +115,10 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread, name: &str) -> Res
     };
     // A long answer to an operator would hold up the users of a worker on the same core.
     sys::pin(&plane.cores.control);
-    let outcome = control.run(reload).map_err(|error| Trouble(error.to_string()));
+    let claims = plane.cores.into_claims();
+    let old = old.map(|old| (old, plane.awaited));
+    let means = Means { program: heirs(program, demo.is_some()), own, claims, cores, old };
+    let outcome = control.run(reload, means).map_err(|error| Trouble(error.to_string()));
     plane.threads.join();
     if let Some(demo) = demo {
         demo.stop();
@@ -105,17 +129,64 @@ pub fn serve(mut config: Config, demo: usize, reread: Reread, name: &str) -> Res
     outcome
 }
 
-/// Opens the doors of the control core. From then on the configuration has the real addresses, including ports
-/// that the kernel chose.
-fn open_own(config: &mut Config) -> Result<Listeners, Trouble> {
+/// How this balancer is started again; or why it can have no successor.
+fn heirs(program: Option<Program>, is_demo: bool) -> Result<Program, String> {
+    match program {
+        _ if is_demo => {
+            Err("a demo's backends would end with it: upgrade a balancer without --demo".into())
+        }
+        // Who ends it ends everything in its container, and so would its end.
+        _ if std::process::id() == 1 => Err(
+            "this is process 1, whose end would end its successor: run it under an init, such as \
+                 `docker run --init`"
+                .into(),
+        ),
+        Some(program) => Ok(program),
+        None => {
+            Err("the kernel does not say where this program's file is: restart it instead".into())
+        }
+    }
+}
+
+/// The control core's listeners, and each once more for a successor.
+type Own = (Listeners, Vec<(OwnDoor, OwnedFd)>);
+
+/// Opens the doors of the control core that a predecessor does not have. From then on the configuration has the
+/// real addresses, including ports that the kernel chose.
+fn open_own(config: &mut Config, mut old: Option<&mut Predecessor>) -> Result<Own, Trouble> {
+    let (control, admin) = (config.listen.control, config.listen.admin);
+    let socket = config.admin.socket.clone();
+    let mut known = |find: &dyn Fn(&mut Predecessor) -> Option<OwnedFd>| find(old.as_deref_mut()?);
     let listeners = Listeners {
-        control: doors::open(config.listen.control, "control")?,
-        admin: doors::open(config.listen.admin, "admin")?,
-        socket: config.admin.socket.as_deref().map(socket::open).transpose().map_err(Trouble)?,
+        control: match control.and_then(|at| known(&|old| old.control(at))) {
+            Some(there) => Some(there.into()),
+            None => doors::open(control, "control")?,
+        },
+        admin: match admin.and_then(|at| known(&|old| old.admin(at))) {
+            Some(there) => Some(there.into()),
+            None => doors::open(admin, "admin")?,
+        },
+        socket: match socket.as_deref().and_then(|path| known(&|old| old.socket(path))) {
+            Some(there) => Some(there.into()),
+            None => socket.as_deref().map(socket::open).transpose().map_err(Trouble)?,
+        },
     };
     config.listen.control = listeners.control.as_ref().and_then(|door| door.local_addr().ok());
     config.listen.admin = listeners.admin.as_ref().and_then(|door| door.local_addr().ok());
-    Ok(listeners)
+    let own = [
+        control.map(|asked| OwnDoor::Control { asked }).zip(again(listeners.control.as_ref())),
+        admin.map(|asked| OwnDoor::Admin { asked }).zip(again(listeners.admin.as_ref())),
+        socket.map(|path| OwnDoor::Socket { path }).zip(again(listeners.socket.as_ref())),
+    ];
+    let own = own.into_iter().flatten().map(|(door, again)| Ok((door, again?)));
+    let own = own.collect::<Result<_, std::io::Error>>().map_err(|error| {
+        Trouble(format!("out of descriptors ({error}): raise `ulimit -n` or LimitNOFILE"))
+    })?;
+    Ok((listeners, own))
+}
+
+fn again(listener: Option<&impl AsFd>) -> Option<std::io::Result<OwnedFd>> {
+    listener.map(|it| it.as_fd().try_clone_to_owned())
 }
 
 /// Tells what the settings have come to, beyond the doors.

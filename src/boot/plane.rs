@@ -15,17 +15,20 @@ use crate::base::publish::Publisher;
 use crate::base::thread;
 use crate::base::time::Now;
 use crate::cluster::seats::Seats;
-use crate::cluster::{Doors, Protocol, ServiceId, Snapshot};
+use crate::cluster::{DoorId, Doors, Protocol, ServiceId, Snapshot};
 use crate::config::{Config, plans, rules};
 use crate::control::{
     self,
-    doors::{OpenDoor, UserDoors, put_addresses},
+    doors::{NewDoor, OpenDoor, Opened, UserDoors, put_addresses},
 };
+use crate::handover::predecessor::Predecessor;
+use crate::handover::words::UserDoor;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http;
 use crate::proxy::line::Features;
 use crate::ring::{Ring, RingSettings, probe, sys};
 use crate::worker::books::{Books, Parts};
+use crate::worker::brake::Request;
 use crate::worker::driver::Driver;
 use crate::worker::http::driver::HttpDriver;
 use crate::worker::http::requests::Requests;
@@ -50,6 +53,8 @@ pub struct DataPlane {
     pub cores: Cores,
     /// The name in `Via`, if the settings have none.
     pub made_up_via: Option<String>,
+    /// Doors whose sockets are still to come from a predecessor.
+    pub awaited: Vec<OpenDoor>,
 }
 
 /// The workers' threads.
@@ -152,10 +157,23 @@ impl DataPlane {
         sessions_max: usize,
         features: Features,
     ) -> Result<DataPlane, Trouble> {
+        DataPlane::start_after(config, sessions_max, features, None)
+    }
+
+    /// The same in the place of a balancer that runs, if there is one: its doors are not opened a second time,
+    /// and the workers stand still until they have what it leaves.
+    pub fn start_after(
+        config: &Config,
+        sessions_max: usize,
+        features: Features,
+        mut old: Option<&mut Predecessor>,
+    ) -> Result<DataPlane, Trouble> {
         let workers = workers(config);
-        let cores = Cores::take(workers);
-        let (doors, opened) = open_doors(config, workers)?;
-        let made_up_via = config.api.via.is_none().then(made_up_name);
+        let claims = old.as_deref_mut().map(Predecessor::claims).unwrap_or_default();
+        let cores = Cores::take(workers, claims);
+        let (doors, opened, awaited) = open_doors(config, workers, old.as_deref_mut())?;
+        let via = old.as_deref().and_then(Predecessor::via).unwrap_or_else(made_up_name);
+        let made_up_via = config.api.via.is_none().then_some(via);
         let via = config.api.via.clone().or(made_up_via.clone()).unwrap_or_default();
         let urgent = Arc::new(tokio::sync::Notify::new());
         let seats = Arc::new(Seats::new(sessions_max));
@@ -171,6 +189,9 @@ impl DataPlane {
         let mut plans = Vec::new();
         for (door, sockets) in doors.open().iter().zip(opened) {
             hand_out(door, sockets, &mut ends);
+        }
+        if old.is_some() {
+            ends.iter().for_each(|end| end.ask(Request::Freeze));
         }
         for (number, end) in worker_ends.into_iter().enumerate() {
             plans.push(Plan {
@@ -193,7 +214,7 @@ impl DataPlane {
             });
         }
         let threads = Threads::start(plans)?;
-        Ok(DataPlane { ends, snapshots, urgent, seats, doors, threads, cores, made_up_via })
+        Ok(DataPlane { ends, snapshots, urgent, seats, doors, threads, cores, made_up_via, awaited })
     }
 }
 
@@ -204,14 +225,53 @@ fn with_addresses(config: &Config, doors: &UserDoors) -> Config {
     config
 }
 
-/// Opens every door; the sockets of each stand at its place.
-fn open_doors(config: &Config, workers: usize) -> Result<(UserDoors, Vec<Vec<OwnedFd>>), Trouble> {
+/// Every door, the sockets of each at its place, and those doors whose sockets are still to come.
+type AllDoors = (UserDoors, Vec<Vec<OwnedFd>>, Vec<OpenDoor>);
+
+/// Opens every door that a predecessor does not have. Those that it has keep their numbers, by which sessions
+/// name them.
+fn open_doors(
+    config: &Config,
+    workers: usize,
+    mut old: Option<&mut Predecessor>,
+) -> Result<AllDoors, Trouble> {
     let (mut doors, now) = (UserDoors::default(), Now::read());
-    let step = doors.step(&plans::doors(config), now).map_err(Trouble)?;
-    let opened = open_users(&step.open, workers, config.udp.gro)?;
+    let mut step = doors.step(&plans::doors(config), now).map_err(Trouble)?;
+    let (mut opened, mut known) = (Vec::new(), Vec::new());
+    for door in &mut step.open {
+        let Some(old) = old.as_deref_mut() else { break };
+        match old.user_door(&wanted(door)) {
+            Some(there) => {
+                door.id = DoorId(there.id);
+                known.push((door.id, there));
+            }
+            None => door.id = DoorId(old.hello.next_door.saturating_add(door.id.0)),
+        }
+    }
+    for door in &step.open {
+        opened.push(match known.iter().find(|(id, _)| *id == door.id) {
+            Some((_, there)) => Opened { address: there.address, sockets: Vec::new() },
+            None => open_users(std::slice::from_ref(door), workers, config.udp.gro)?.remove(0),
+        });
+    }
     let at: Vec<SocketAddr> = opened.iter().map(|door| door.address).collect();
     doors.take(&step, &at, now, now, Duration::ZERO);
-    Ok((doors, opened.into_iter().map(|door| door.sockets).collect()))
+    let is_known = |door: &&OpenDoor| known.iter().any(|(id, _)| *id == door.id);
+    let awaited = doors.open().iter().filter(is_known).cloned().collect();
+    Ok((doors, opened.into_iter().map(|door| door.sockets).collect(), awaited))
+}
+
+/// A door as a predecessor knows it.
+fn wanted(door: &NewDoor) -> UserDoor {
+    let plan = &door.plan;
+    UserDoor {
+        id: door.id.0,
+        name: plan.name.name.to_string(),
+        protocol: plan.protocol,
+        asked: plan.address,
+        address: plan.address,
+        is_tls: plan.is_tls,
+    }
 }
 
 /// Gives each worker its socket at a door.

@@ -38,6 +38,11 @@ pub fn door(text: &str) -> Result<String, String> {
 }
 
 impl Door {
+    /// Whether a token was given to ask with.
+    pub fn has_token(&self) -> bool {
+        self.token_file.is_some()
+    }
+
     /// Requests a change.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ mod text;
 mod top;
 mod trouble;
 mod undrain;
+mod upgrade;
 mod user;
 mod weight;
 
@@ -66,6 +67,7 @@ enum Command {
     Shift(shift::Arguments),
     End(end::Arguments),
     Reload(reload::Arguments),
+    Upgrade(upgrade::Arguments),
     Stop(stop::Arguments),
     #[command(hide = true)]
     Man(papers::Pages),
@@ -117,6 +119,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Undrain(arguments) => undrain::run(arguments),
         Command::Weight(arguments) => weight::run(arguments),
         Command::End(arguments) => end::run(arguments),
+        Command::Upgrade(arguments) => upgrade::run(arguments),
         Command::Stop(arguments) => stop::run(arguments),
         Command::Shift(arguments) => shift::run(arguments),
         Command::Man(arguments) => papers::pages(CommandLine::command(), arguments),

@@ -38,6 +38,11 @@ pub fn tell(status: &Status, signal: Signal) -> Result<(), Failure> {
             "the balancer's process {pid} is not on this host; run this command where it runs"
         )));
     }
+    if signal == Signal::SIGUSR2 && !catches(pid, signal) {
+        return Err(Failure(format!(
+            "the running balancer (process {pid}) is older than `lb upgrade`: restart it instead"
+        )));
+    }
     let process = i32::try_from(pid).map_err(|_| format!("{pid} is no process"))?;
     kill(Pid::from_raw(process), signal).map_err(|errno| match errno {
         Errno::EPERM => Failure(format!(
@@ -47,4 +52,12 @@ pub fn tell(status: &Status, signal: Signal) -> Result<(), Failure> {
             "cannot signal the balancer (process {pid}): {errno}; is it still there?"
         )),
     })
+}
+
+/// Whether a process handles a signal, which would end it otherwise (proc(5)).
+fn catches(pid: u32, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    caught.is_some_and(|mask| mask >> (signal as i32 - 1) & 1 == 1)
 }

@@ -10,7 +10,11 @@ use tracing::warn;
 use super::Failure;
 use super::flags::Flags;
 use crate::base::thread;
+use crate::base::time::Now;
 use crate::config::{Config, Listen};
+use crate::handover::predecessor::Predecessor;
+use crate::handover::rehearsal;
+use crate::handover::successor::Program;
 use crate::tls::demo::Made;
 use crate::{boot, logs};
 
@@ -71,7 +75,27 @@ impl DemoHttps {
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
-    if arguments.with_parent {
+    // Before anything could replace the file.
+    let program = Program::of_this_process().ok();
+    let old = Predecessor::behind_stdin().map_err(|fault| {
+        format!("the process that started this one is to leave it everything, but {fault}")
+    })?;
+    let Some(old) = old else { return start(arguments, program, None) };
+    // Before the clock is read for the first time.
+    let inherited = Now::inherit(old.hello.clock_origin);
+    debug_assert!(inherited.is_ok(), "nobody has asked for the time");
+    let way = old.way();
+    start(arguments, program, Some(old)).inspect_err(|Failure(why)| way.refuse(why))
+}
+
+/// In the place of the `old` balancer, if there is one.
+fn start(
+    arguments: Arguments,
+    program: Option<Program>,
+    old: Option<Predecessor>,
+) -> Result<(), Failure> {
+    // The process that it began with ends long before a balancer that was handed over.
+    if arguments.with_parent && old.is_none() {
         prctl::set_pdeathsig(Signal::SIGTERM)?;
     }
     let mut config = arguments.flags.load()?;
@@ -85,6 +109,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     // Until the control core hears them.
     thread::hold_signals();
     let _logs = logs::start(&config.log);
+    if old.is_some() {
+        rehearsal::pause_at("born");
+    }
     let flags = arguments.flags;
     let https = if arguments.demo > 0 { DemoHttps::beside(&config) } else { None };
     https.iter().for_each(|https| https.open_in(&mut config));
@@ -93,7 +120,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         https.iter().for_each(|https| https.open_in(&mut config));
         Ok(config)
     });
-    let program = std::env::args_os().next().unwrap_or_default();
-    boot::serve(config, usize::from(arguments.demo), reread, &program.to_string_lossy())?;
+    let name = std::env::args_os().next().unwrap_or_default();
+    let demo = usize::from(arguments.demo);
+    boot::serve(config, demo, reread, &name.to_string_lossy(), program, old)?;
     Ok(())
 }

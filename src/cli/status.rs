@@ -17,7 +17,8 @@ use super::table::{
 use super::{Failure, print, trouble, wait_for};
 use crate::client::admin as client;
 use crate::control::status::{
-    BackendState, BackendStatus, Doors, Quantiles, RunState, Status, WorkerStatus,
+    BackendState, BackendStatus, Doors, HandoverState, HandoverStatus, Quantiles, RunState, Status,
+    WorkerStatus,
 };
 
 /// Limit on the sessions shown; a script that wants more asks the admin door page by page.
@@ -187,7 +188,7 @@ fn head(status: &Status, colour: bool) -> String {
     let left = status.stops_in_ms.map(|ms| format!(", {} s left", ms.div_ceil(1000)));
     let sessions = &status.sessions;
     format!(
-        "lb {} (pid {}) {}{} for {} s, policy {}\n\
+        "lb {} (pid {}) {}{} for {} s, policy {}{}\n\
          sessions {} of {}, udp {} of {}, started {}, ended {}, refused {}\n",
         status.version,
         status.pid,
@@ -195,6 +196,7 @@ fn head(status: &Status, colour: bool) -> String {
         left.unwrap_or_default(),
         status.uptime_ms / 1000,
         status.policy,
+        handed_over(&status.handover).map(|said| format!("\n{said}")).unwrap_or_default(),
         sessions.streams(),
         sessions.limit,
         sessions.udp_active,
@@ -203,6 +205,30 @@ fn head(status: &Status, colour: bool) -> String {
         sessions.ended,
         sessions.refused,
     )
+}
+
+/// Who this process has taken over from, or why nobody takes over from it; on a line of its own.
+fn handed_over(handover: &HandoverStatus) -> Option<String> {
+    let HandoverStatus { state, generation, taken, failed, .. } = handover;
+    match (state, failed, taken) {
+        (HandoverState::Starting, _, _) => Some("upgrade: a successor is starting".to_owned()),
+        (HandoverState::Lingering, _, _) => Some(
+            "upgrade: a successor serves, and what it could not take over ends here".to_owned(),
+        ),
+        (HandoverState::None, Some(failed), _) => {
+            Some(format!("upgrade: failed ({}): {}", failed.step, failed.why))
+        }
+        (HandoverState::None, None, Some(taken)) => {
+            let stall = taken.stall_us as f64 / 1000.0;
+            let kept = super::door::sessions(taken.sessions);
+            let times =
+                if *generation == 1 { "once".to_owned() } else { format!("{generation} times") };
+            Some(format!(
+                "upgraded {times} while it ran, last with {kept} and a stall of {stall:.1} ms"
+            ))
+        }
+        (HandoverState::None, None, None) => None,
+    }
 }
 
 fn doors(doors: &Doors, colour: bool) -> String {

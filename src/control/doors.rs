@@ -113,6 +113,23 @@ impl UserDoors {
         &self.open
     }
 
+    /// The first number that no door has had.
+    pub fn next_number(&self) -> u16 {
+        self.next
+    }
+
+    /// One more door that is where another is, with a number of its own.
+    ///
+    /// # Errors
+    /// That there are no more numbers for doors.
+    pub fn open_beside(&mut self, door: &OpenDoor) -> Result<OpenDoor, String> {
+        let id = DoorId(self.next);
+        self.next = self.next.checked_add(1).ok_or(NO_NUMBER)?;
+        let beside = OpenDoor { id, ..door.clone() };
+        self.open.push(beside.clone());
+        Ok(beside)
+    }
+
     /// Where the first door of a service is at which users need not speak TLS.
     pub fn at(&self, service: ServiceId) -> Option<SocketAddr> {
         let mut open = self.open.iter();

@@ -30,6 +30,24 @@ const TIMINGS: [(&str, &str, Timing); 3] = [
     ("session_seconds", "From a session's start to its end.", Timing::SessionLength),
 ];
 
+/// How often the balancer was handed over while it ran.
+fn handovers(hub: &Hub, text: &mut Text) {
+    let handover = &hub.handover;
+    let help = "Handovers from one process to the next since the last restart.";
+    let name = text.family("", "handovers", Kind::Counter, help);
+    text.sample(&name, &[], handover.generation);
+    let name = "lb_handovers_failed_total";
+    text.head(name, "counter", "Handovers that came to nothing, by the step at which they failed.");
+    for (step, count) in &handover.failures {
+        text.sample(name, &[("step", step)], *count);
+    }
+    let name = "lb_handover_stall_seconds";
+    text.head(name, "gauge", "For how long nobody was served in the handover to this process.");
+    if let Some(taken) = &handover.taken {
+        text.sample(name, &[], taken.stall_us as f64 / 1e6);
+    }
+}
+
 /// When each certificate ends.
 fn certificates(hub: &Hub, text: &mut Text) {
     let name = "lb_tls_certificate_not_after_timestamp_seconds";
@@ -69,6 +87,7 @@ pub fn text(hub: &Hub) -> String {
             text.histogram(&format!("lb_{name}"), worker, counts, sum_us);
         }
     }
+    handovers(hub, &mut text);
     certificates(hub, &mut text);
     lists(hub, &mut text);
     services(hub, &mut text);

@@ -31,7 +31,7 @@ use super::history::History;
 use super::mailbox::Mailbox;
 use super::publication::Publication;
 use super::rights::Identity;
-use super::status::ReloadStatus;
+use super::status::{HandoverStatus, ReloadStatus};
 use super::steadiness::Steadiness;
 use super::workers::{Given, Mark, Pulse, Workers};
 use crate::base::publish::Publisher;
@@ -112,6 +112,9 @@ pub struct Hub {
     pub doors: UserDoors,
     /// The outcome of the last reload, for the status.
     pub reload: ReloadStatus,
+    pub handover: HandoverStatus,
+    /// Notified when an operator wants a successor to take over.
+    pub upgrade_wanted: Rc<Notify>,
     /// What the settings leave to the host and has been worked out, as `key = value`.
     pub derived: Vec<String>,
     /// Services that are no longer in the settings.
@@ -166,6 +169,8 @@ impl Hub {
             started: now,
             snapshot,
             reload: ReloadStatus::default(),
+            handover: HandoverStatus::default(),
+            upgrade_wanted: Rc::default(),
             derived: Vec::new(),
             doors: UserDoors::default(),
             leaving: BTreeMap::new(),
@@ -309,6 +314,11 @@ impl Hub {
             self.stop_until = Some(now.plus(lasts));
         }
         self.do_stop(step);
+    }
+
+    /// Sessions of a service, in any phase.
+    pub fn sessions_of(&self, service: ServiceId) -> u64 {
+        self.snapshot.service(service).map_or(0, |it| it.gate.sessions() as u64)
     }
 
     /// The protocol of a service.

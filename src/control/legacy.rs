@@ -145,7 +145,11 @@ impl Prelude {
 impl Core {
     /// What a successor must know before everything else.
     pub fn prelude(&self) -> Prelude {
-        let hub = self.hub.borrow();
+        self.prelude_of(&self.hub.borrow())
+    }
+
+    /// The same, of its hub.
+    pub fn prelude_of(&self, hub: &Hub) -> Prelude {
         let numbered = |service: &Service| Numbered {
             id: service.id.0,
             name: service.name.to_string(),

@@ -16,7 +16,7 @@ use sd_notify::NotifyState;
 use super::drain::Stop;
 use super::hub::Hub;
 use super::view;
-use super::workers::{Mark, Workers};
+use super::workers::Mark;
 use crate::base::time::Now;
 
 /// How often the status line that the manager shows is updated.
@@ -57,33 +57,59 @@ pub struct Manager {
     line: String,
     next_line: Now,
     stopping: bool,
+    /// The manager hears this process: not before its predecessor has said that it is the main one, and not once
+    /// it has a successor.
+    is_heard: bool,
 }
 
 impl Manager {
-    pub fn new(workers: &Workers, now: Now) -> Manager {
+    pub fn new(hub: &Hub, now: Now) -> Manager {
         Manager {
             watchdog: sd_notify::watchdog_enabled().map(|time| Watchdog::new(time, now)),
-            mark: workers.mark(),
+            mark: hub.workers.mark(),
             line: String::new(),
             next_line: now,
             stopping: false,
+            is_heard: hub.handover.taken.is_none(),
         }
     }
 
     /// Every door is open.
     pub fn ready(&self) {
-        tell(&[NotifyState::Ready]);
+        if self.is_heard {
+            tell(&[NotifyState::Ready]);
+        }
+    }
+
+    /// The predecessor has made this process the main one, or has ended.
+    pub fn is_main(&mut self, hub: &Hub) {
+        if !std::mem::replace(&mut self.is_heard, true) {
+            self.mark = hub.workers.mark();
+            tell(&[NotifyState::Ready]);
+        }
+    }
+
+    /// Another process is the main one from now on.
+    pub fn is_succeeded_by(&mut self, pid: u32) {
+        if std::mem::take(&mut self.is_heard) {
+            tell(&[NotifyState::MainPid(pid)]);
+        }
     }
 
     /// The settings are being reread; [`Manager::ready`] marks the end.
     pub fn reloading(&self) {
-        if let Ok(time) = NotifyState::monotonic_usec_now() {
+        if self.is_heard
+            && let Ok(time) = NotifyState::monotonic_usec_now()
+        {
             tell(&[NotifyState::Reloading, time]);
         }
     }
 
     /// Sends what is due: a meal for the watchdog, the state, the status line.
     pub fn tick(&mut self, hub: &Hub, now: Now) {
+        if !self.is_heard {
+            return;
+        }
         let turned = hub.workers.have_turned(&self.mark);
         if self.watchdog.as_mut().is_some_and(|watchdog| watchdog.is_due(now, turned)) {
             self.mark = hub.workers.mark();

@@ -65,7 +65,9 @@ pub mod health;
 pub mod history;
 pub mod home;
 pub mod hub;
+pub mod inheritance;
 pub mod intake;
+pub mod kin;
 pub mod legacy;
 pub mod listing;
 pub mod mailbox;
@@ -84,6 +86,7 @@ pub mod socket;
 pub mod status;
 pub mod steadiness;
 pub mod stream;
+pub mod succession;
 pub mod verbs;
 pub mod view;
 pub mod workers;
@@ -111,8 +114,11 @@ use conversation::{Conversation, Shared};
 use door::ControlDoor;
 use doors::UserDoors;
 use hub::Hub;
+use inheritance::Heard;
+use kin::Kin;
 use manager::Manager;
 use reload::{Entrance, Reload};
+use succession::Means;
 use workers::Workers;
 
 /// How often reports are read and deadlines checked.
@@ -157,8 +163,12 @@ impl Control {
     /// # Errors
     /// When no ring can be set up, a secret cannot be read, or a door would be open to strangers. The
     /// text is one sentence for the operator. The workers are told to stop in this case, too.
-    pub fn run(self, reload: Reload) -> io::Result<()> {
-        signals(|asked, reloads, begin| self.run_with(asked, Some((reload, reloads)), begin))
+    pub fn run(self, reload: Reload, mut means: Means) -> io::Result<()> {
+        if let Some(old) = means.old.take() {
+            let (heir, heard) = inheritance::take_up(self, old).map_err(io::Error::other)?;
+            return heir.run(reload, (means, Some(heard)));
+        }
+        signals(reload, |asks, begin| self.run_with((asks, begin), (means, None)))
     }
 
     /// Like [`Control::run`], but `asked` takes the place of the signals: the first message starts an
@@ -167,17 +177,16 @@ impl Control {
     /// # Errors
     /// As [`Control::run`].
     pub fn run_until(self, asked: mpsc::Receiver<()>) -> io::Result<()> {
-        self.run_with(asked, None, async { Ok(()) })
+        self.run_with((Asks { stops: asked, reloads: None }, nobody), (Means::none(), None))
     }
 
     fn run_with(
         self,
-        asked: mpsc::Receiver<()>,
-        reload: Option<(Reload, mpsc::Receiver<()>)>,
-        begin: impl Future<Output = io::Result<()>>,
+        asks: (Asks, impl FnOnce(Rc<Notify>) -> Begin),
+        kin: KinMeans,
     ) -> io::Result<()> {
         let (hub, rest) = self.parts(Now::read());
-        run(&hub, rest, asked, reload, begin, |rest| {
+        run(&hub, rest, asks, kin, |rest| {
             hub.borrow_mut().start(Now::read());
             Ok((Core::new(&hub, rest)?, Vec::new()))
         })
@@ -261,41 +270,60 @@ impl Core {
     }
 }
 
-/// Runs with what signals ask for: `run` is given the requests to stop, those to reload, and what begins to
-/// listen for signals.
-fn signals<T>(
-    run: impl FnOnce(
-        mpsc::Receiver<()>,
-        mpsc::Receiver<()>,
-        Pin<Box<dyn Future<Output = io::Result<()>>>>,
-    ) -> T,
-) -> T {
-    let (ask, asked) = mpsc::channel(2);
+/// What is asked of a running control core from outside its doors.
+struct Asks {
+    stops: mpsc::Receiver<()>,
+    reloads: Option<(Reload, mpsc::Receiver<()>)>,
+}
+
+/// What a core needs of the processes before and after it.
+type KinMeans = (Means, Option<Heard>);
+
+/// What begins to listen to whoever asks, before the doors are open.
+type Begin = Pin<Box<dyn Future<Output = io::Result<()>>>>;
+
+/// Runs with what signals ask for: `run` is given that, and what begins to listen for them and notifies of the wish
+/// for a successor.
+fn signals<T>(reload: Reload, run: impl FnOnce(Asks, Box<dyn FnOnce(Rc<Notify>) -> Begin>) -> T) -> T {
+    let (ask, stops) = mpsc::channel(2);
     let (ask_to_reload, reloads) = mpsc::channel(1);
-    let begin = async move {
-        let mut hangup = signal(SignalKind::hangup())?;
-        tokio_uring::spawn(async move {
-            while hangup.recv().await.is_some() {
-                // A reload already queued will read the files this one was asked for.
-                let _ = ask_to_reload.try_send(());
-            }
-        });
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio_uring::spawn(async move {
-            loop {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
+    let begin = |upgrade_wanted: Rc<Notify>| -> Begin {
+        Box::pin(async move {
+            let mut hangup = signal(SignalKind::hangup())?;
+            tokio_uring::spawn(async move {
+                while hangup.recv().await.is_some() {
+                    // A reload already queued will read the files this one was asked for.
+                    let _ = ask_to_reload.try_send(());
                 }
-                // A third signal finds the queue full, and adds nothing.
-                let _ = ask.try_send(());
-            }
-        });
-        thread::accept_signals();
-        Ok(())
+            });
+            let mut upgrade = signal(SignalKind::user_defined2())?;
+            tokio_uring::spawn(async move {
+                while upgrade.recv().await.is_some() {
+                    upgrade_wanted.notify_one();
+                }
+            });
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            tokio_uring::spawn(async move {
+                loop {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                    // A third signal finds the queue full, and adds nothing.
+                    let _ = ask.try_send(());
+                }
+            });
+            thread::accept_signals();
+            Ok(())
+        })
     };
-    run(asked, reloads, Box::pin(begin))
+    run(Asks { stops, reloads: Some((reload, reloads)) }, Box::new(begin))
+}
+
+/// Nobody but the caller asks for anything.
+fn nobody(_: Rc<Notify>) -> Begin {
+    Box::pin(async { Ok(()) })
 }
 
 /// A connection that is gone on with.
@@ -305,14 +333,14 @@ type Line = (stream::Stream, Conversation);
 fn run(
     hub: &Rc<RefCell<Hub>>,
     rest: Rest,
-    asked: mpsc::Receiver<()>,
-    reload: Option<(Reload, mpsc::Receiver<()>)>,
-    begin: impl Future<Output = io::Result<()>>,
+    (asks, begin): (Asks, impl FnOnce(Rc<Notify>) -> Begin),
+    (means, heard): KinMeans,
     make: impl FnOnce(&Rest) -> io::Result<(Core, Vec<Line>)>,
 ) -> io::Result<()> {
     let outcome = runtime().and_then(|runtime| {
         runtime.block_on(async {
-            begin.await?;
+            let upgrade_wanted = Rc::clone(&hub.borrow().upgrade_wanted);
+            begin(upgrade_wanted).await?;
             let (core, lines) = make(&rest)?;
             let Rest { listeners, urgent, .. } = rest;
             for (stream, conversation) in lines {
@@ -321,7 +349,8 @@ fn run(
             core.open(listeners)?;
             tokio_uring::spawn(publish(Rc::clone(hub)));
             tokio_uring::spawn(check(Rc::clone(hub)));
-            turn(&core, &urgent, asked, reload).await;
+            let kin = Kin::new(&core, means, heard);
+            turn(&core, &urgent, asks, kin).await;
             Ok(())
         })
     });
@@ -349,15 +378,12 @@ fn runtime() -> io::Result<tokio_uring::Runtime> {
         .map_err(|error| io::Error::other(crate::ring::probe::explain(&error)))
 }
 
-/// The main loop. Returns once the balancer has been asked to stop and has stopped.
-async fn turn(
-    core: &Core,
-    urgent: &Notify,
-    mut asked: mpsc::Receiver<()>,
-    mut reload: Option<(Reload, mpsc::Receiver<()>)>,
-) {
+/// The main loop. Returns once the balancer has been asked to stop and has stopped, or a successor serves and
+/// what was left here has ended.
+async fn turn(core: &Core, urgent: &Notify, asks: Asks, mut kin: Kin) {
     let Core { hub, entrance, .. } = core;
-    let mut manager = Manager::new(&hub.borrow().workers, Now::read());
+    let Asks { mut stops, mut reloads } = asks;
+    let mut manager = Manager::new(&hub.borrow(), Now::read());
     manager.ready();
     let probes = Rc::new(Semaphore::new(probe::AT_ONCE));
     let mut tick = tokio::time::interval(TICK);
@@ -366,14 +392,15 @@ async fn turn(
         tokio::select! {
             _ = tick.tick() => {}
             () = urgent.notified() => {}
-            Some(()) = asked.recv() => hub.borrow_mut().ask_to_stop(Now::read()),
-            Some(reload) = reload_asked(&mut reload) => {
+            Some(()) = stops.recv() => hub.borrow_mut().ask_to_stop(Now::read()),
+            Some(reload) = reload_asked(&mut reloads) => {
                 manager.reloading();
                 reload.run(hub, entrance, Now::read());
                 manager.ready();
             }
+            news = kin.next() => kin.take(news, core, &mut manager),
         }
-        if let Some((reload, _)) = reload.as_mut().filter(|_| !hub.borrow().is_handed_over()) {
+        if let Some((reload, _)) = reloads.as_mut().filter(|_| !hub.borrow().is_handed_over()) {
             reload.look_at_certificates(hub, Now::read());
         }
         let outcome = hub.borrow_mut().tick(Now::read());
@@ -381,6 +408,7 @@ async fn turn(
             urgent.notify_one();
             tokio::task::yield_now().await;
         }
+        kin.tell();
         manager.tick(&hub.borrow(), Now::read());
         if outcome.done {
             return;

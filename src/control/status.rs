@@ -3,6 +3,8 @@
 //! same types. Fields may be added at any time, so readers ignore those they do not know; removing a
 //! field or changing its meaning raises [`SCHEMA`].
 
+mod handover;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -10,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::certificates::CertificateStatus;
 use crate::cluster::{Barrier, Protocol, Standing};
+
+pub use handover::{HandoverFailure, HandoverState, HandoverStatus, HandoverTaken};
 
 /// The version of this schema, sent with every answer.
 pub const SCHEMA: u32 = 1;
@@ -56,6 +60,9 @@ pub struct Status {
     /// The outcome of the last reload; empty before the first.
     #[serde(default)]
     pub reload: ReloadStatus,
+    /// Live handovers from and to this process.
+    #[serde(default)]
+    pub handover: HandoverStatus,
     /// What the control core counts about itself, by the names in `/metrics` without their prefix.
     pub control: BTreeMap<String, u64>,
 }

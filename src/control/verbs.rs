@@ -10,6 +10,7 @@
 //! | `POST /backends/b3/undrain` | takes back a drain that an operator asked for |
 //! | `POST /backends/b3/weight?to=5` | share of new sessions relative to the others, until the backend registers again |
 //! | `POST /sessions/0-17-4/end` | ends one session |
+//! | `POST /upgrade` | starts the program again as it is installed now, and leaves everything to it; `handover` in `/status` says what came of it |
 //! | `POST /services/shop/shift?blue=0&green=100` | gives groups of a service other shares of the users, until the next reload |
 //!
 //! # Who may ask
@@ -33,10 +34,11 @@ use tracing::field::display;
 use tracing::info;
 
 use super::auth::Secrets;
+use super::drain::Stop;
 use super::hub::Hub;
 use super::peer::Peer;
 use super::services;
-use super::status::{Changed, GroupStatus, SCHEMA};
+use super::status::{Changed, GroupStatus, HandoverState, SCHEMA};
 use super::view;
 use crate::base::time::Now;
 use crate::cluster::groups::{GROUPS_MAX, SHARE_MAX};
@@ -59,6 +61,7 @@ pub enum Verb {
     Weigh { backend: BackendId, weight: u16 },
     End { session: SessionId },
     Shift { service: String, shares: Vec<(String, u64)> },
+    Upgrade,
 }
 
 /// Why a request was refused.
@@ -80,7 +83,7 @@ impl Verb {
             Verb::Drain { backend, .. }
             | Verb::Undrain { backend }
             | Verb::Weigh { backend, .. } => Some(*backend),
-            Verb::End { .. } | Verb::Shift { .. } => None,
+            Verb::End { .. } | Verb::Shift { .. } | Verb::Upgrade => None,
         }
     }
 
@@ -89,6 +92,9 @@ impl Verb {
     /// # Errors
     /// If there is no such verb, or it does not take these parameters.
     pub fn parse(path: &str, query: &str) -> Result<Verb, Refusal> {
+        if path == "/upgrade" && query.is_empty() {
+            return Ok(Verb::Upgrade);
+        }
         let mut parts = path.trim_start_matches('/').split('/');
         let parts = [parts.next(), parts.next(), parts.next(), parts.next()];
         let [Some(kind), Some(id), Some(verb), None] = parts else { return unknown() };
@@ -124,8 +130,8 @@ impl Verb {
 fn unknown<T>() -> Result<T, Refusal> {
     refuse(
         StatusCode::NOT_FOUND,
-        "POST to /backends/ID/drain, /backends/ID/undrain, /backends/ID/weight?to=N, /sessions/ID/end \
-         or /services/NAME/shift?GROUP=SHARE",
+        "POST to /backends/ID/drain, /backends/ID/undrain, /backends/ID/weight?to=N, /sessions/ID/end, \
+         /services/NAME/shift?GROUP=SHARE or /upgrade",
     )
 }
 
@@ -272,6 +278,7 @@ pub fn carry_out(hub: &mut Hub, verb: Verb, by: Peer, now: Now) -> Result<Change
             change(hub, Change::Weigh { backend: *backend, weight: *weight }, now)?
         }
         Verb::End { session } => end(hub, *session)?,
+        Verb::Upgrade => upgrade(hub)?,
         Verb::Shift { service, shares } => {
             let sessions;
             (groups, sessions) = shift(hub, service, shares)?;
@@ -306,6 +313,7 @@ fn tell(verb: &Verb, by: Peer, service: Option<&str>, sessions: u64) {
         Verb::End { session } => {
             info!(%by, service, change = "end", %session, sessions, "changed by an operator");
         }
+        Verb::Upgrade => info!(%by, change = "upgrade", sessions, "changed by an operator"),
         Verb::Shift { shares, .. } => {
             let shares: Vec<String> =
                 shares.iter().map(|(name, to)| format!("{name}={to}")).collect();
@@ -325,9 +333,28 @@ fn service_of(hub: &Hub, verb: &Verb) -> Option<Arc<str>> {
             hub.serving(view.service, view.backend)
         }
         Verb::Shift { service, .. } => services::named(&hub.registry, service).ok()?.id,
+        Verb::Upgrade => return None,
     };
     let service = hub.registry.find_service(id)?;
     (!id.is_built_in()).then(|| Arc::clone(&service.name))
+}
+
+/// What comes of it is said later, in the status.
+fn upgrade(hub: &Hub) -> Result<u64, Refusal> {
+    let handover = &hub.handover;
+    let refused = match (&handover.barred, handover.state) {
+        (Some(why), _) => Some(why.as_str()),
+        (None, HandoverState::None) if hub.stop == Stop::Serving => None,
+        (None, HandoverState::None) => Some("the balancer is stopping"),
+        (None, _) => Some("an upgrade is under way: wait for its outcome"),
+    };
+    match refused {
+        Some(why) => refuse(StatusCode::CONFLICT, why),
+        None => {
+            hub.upgrade_wanted.notify_one();
+            Ok(hub.workers.sessions())
+        }
+    }
 }
 
 fn change(hub: &mut Hub, change: Change, now: Now) -> Result<u64, Refusal> {

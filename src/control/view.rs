@@ -52,6 +52,7 @@ pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
         derived: hub.derived.clone(),
         last_minute: Protocol::ALL.into_iter().map(|it| (it, last_minute(hub, it))).collect(),
         reload: hub.reload.clone(),
+        handover: hub.handover.clone(),
         control: named(ControlCounters::ROWS, &hub.counters.values()),
     }
 }

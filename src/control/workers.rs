@@ -3,6 +3,7 @@
 //! Nothing here waits for a worker.
 
 mod inherited;
+mod standstill;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -128,6 +129,11 @@ impl Workers {
             base: Base::default(),
         });
         Workers { ends: ends.collect(), inherited: Backends::default() }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.ends.len()
     }
 
     /// Makes sleeping workers look at their orders and at the snapshot.

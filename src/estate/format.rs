@@ -51,12 +51,20 @@ enum Kind {
     Upstream = 5,
     Rests = 6,
     Sources = 7,
+    Doors = 8,
 }
 
 impl Kind {
     /// Those of an estate, in the order in which they are written.
-    const OF_ESTATE: [Kind; 6] =
-        [Kind::Places, Kind::Tcp, Kind::Udp, Kind::Upstream, Kind::Rests, Kind::Sources];
+    const OF_ESTATE: [Kind; 7] = [
+        Kind::Places,
+        Kind::Tcp,
+        Kind::Udp,
+        Kind::Upstream,
+        Kind::Rests,
+        Kind::Sources,
+        Kind::Doors,
+    ];
 
     /// The parcel of an estate that is of this kind.
     fn parcel<S>(number: u16, estate: &mut Estate<S>) -> Option<&mut Parcel<S>> {

@@ -10,7 +10,7 @@ pub mod entry;
 pub mod format;
 pub mod tcp;
 
-use zerocopy::little_endian::U32;
+use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The most bytes that one record may have, whoever wrote it.
@@ -37,6 +37,19 @@ pub struct Estate<S> {
     pub rests: Parcel<S>,
     /// What is remembered of those who open UDP sessions.
     pub sources: Parcel<S>,
+    /// Its sockets at the users' doors, a record for each.
+    pub doors: Parcel<S>,
+}
+
+/// A socket at a users' door.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct DoorRecord {
+    /// The number of the door where it was in use.
+    pub door: U16,
+    pub unused: U16,
 }
 
 /// Records of one kind, and what they point to by place.
@@ -80,27 +93,28 @@ pub struct Span {
 impl<S> Estate<S> {
     /// Nothing yet.
     pub fn new(worker: u8) -> Estate<S> {
-        let [places, tcp, udp, upstream, rests, sources] = [(); 6].map(|()| Parcel::default());
-        Estate { worker, places, tcp, udp, upstream, rests, sources }
+        let [places, tcp, udp, upstream, rests, sources, doors] =
+            [(); 7].map(|()| Parcel::default());
+        Estate { worker, places, tcp, udp, upstream, rests, sources, doors }
     }
 
     /// All parcels, in the order in which they are written.
-    pub fn parcels(self) -> [Parcel<S>; 6] {
-        let Estate { worker: _, places, tcp, udp, upstream, rests, sources } = self;
-        [places, tcp, udp, upstream, rests, sources]
+    pub fn parcels(self) -> [Parcel<S>; 7] {
+        let Estate { worker: _, places, tcp, udp, upstream, rests, sources, doors } = self;
+        [places, tcp, udp, upstream, rests, sources, doors]
     }
 
-    fn parcels_mut(&mut self) -> [&mut Parcel<S>; 6] {
-        let Estate { worker: _, places, tcp, udp, upstream, rests, sources } = self;
-        [places, tcp, udp, upstream, rests, sources]
+    fn parcels_mut(&mut self) -> [&mut Parcel<S>; 7] {
+        let Estate { worker: _, places, tcp, udp, upstream, rests, sources, doors } = self;
+        [places, tcp, udp, upstream, rests, sources, doors]
     }
 
     /// The same with other handles for the descriptors, in the same order.
     pub fn map<T>(self, mut socket: impl FnMut(S) -> T) -> Estate<T> {
         let worker = self.worker;
         let parcels = self.parcels().map(|parcel| parcel.map(&mut socket));
-        let [places, tcp, udp, upstream, rests, sources] = parcels;
-        Estate { worker, places, tcp, udp, upstream, rests, sources }
+        let [places, tcp, udp, upstream, rests, sources, doors] = parcels;
+        Estate { worker, places, tcp, udp, upstream, rests, sources, doors }
     }
 }
 

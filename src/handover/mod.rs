@@ -16,5 +16,6 @@
 
 pub mod channel;
 pub mod predecessor;
+pub mod rehearsal;
 pub mod successor;
 pub mod words;

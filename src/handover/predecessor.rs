@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::channel::{Channel, Fault, Packet, Token};
@@ -20,7 +21,7 @@ const SEND_PATIENCE: Duration = Duration::from_secs(1);
 /// The process that started this one to be succeeded by it.
 #[derive(Debug)]
 pub struct Predecessor {
-    channel: Channel,
+    channel: Arc<Channel>,
     pub hello: Hello,
     /// Listeners of its own doors; `None` once taken.
     own: Vec<(OwnDoor, Option<OwnedFd>)>,
@@ -29,17 +30,19 @@ pub struct Predecessor {
     claims: Vec<(usize, OwnedFd)>,
 }
 
-/// Everything that the old process leaves, and the right to it.
-#[derive(Debug)]
-pub struct Inheritance {
-    pub state: State<OwnedFd>,
-    token: Token,
-}
+/// Everything that the old process leaves, and the right to it: it is this process's once it has taken the
+/// token.
+pub type Inheritance = (State<OwnedFd>, Token);
 
-impl Inheritance {
-    /// From now on this process serves; false: the old one has taken everything back.
-    pub fn accept(&self) -> bool {
-        self.token.take()
+/// The way back to the old process.
+#[derive(Clone, Debug)]
+pub struct Way(Arc<Channel>);
+
+impl Way {
+    /// Says that this process cannot go on, and why. Once it serves, nobody listens any more.
+    pub fn refuse(&self, why: &str) {
+        // If it is gone, nobody asks any more.
+        let _ = self.0.send(&Word::No(why.to_owned()), &[], &[], SEND_PATIENCE);
     }
 }
 
@@ -73,7 +76,12 @@ impl Predecessor {
             return Err(garbled("other descriptors than it named"));
         }
         let users = hello.doors.clone();
-        Ok(Predecessor { channel, hello, own, users, claims })
+        Ok(Predecessor { channel: Arc::new(channel), hello, own, users, claims })
+    }
+
+    /// The way to it, for whoever finds out that this process cannot go on.
+    pub fn way(&self) -> Way {
+        Way(Arc::clone(&self.channel))
     }
 
     /// The format of state that both know.
@@ -126,6 +134,11 @@ impl Predecessor {
         Some(self.users.remove(place))
     }
 
+    /// The name in `Via` that it has made up.
+    pub fn via(&self) -> Option<String> {
+        self.hello.via.clone()
+    }
+
     /// The claims to cores, with their numbers.
     pub fn claims(&mut self) -> Vec<(usize, OwnedFd)> {
         std::mem::take(&mut self.claims)
@@ -152,13 +165,7 @@ impl Predecessor {
         let state = State::read(&packet.body, descriptors.collect());
         let state =
             state.map_err(|why| Fault::Garbled(format!("its state cannot be read: {why}")))?;
-        Ok(Inheritance { state, token: Token::over(token) })
-    }
-
-    /// Says that this process cannot go on, and why.
-    pub fn refuse(&self, why: &str) {
-        // If it is gone, nobody asks any more.
-        let _ = self.channel.send(&Word::No(why.to_owned()), &[], &[], SEND_PATIENCE);
+        Ok((state, Token::over(token)))
     }
 
     /// Says that this process serves.

@@ -40,16 +40,21 @@ pub struct Hello {
     pub generation: u64,
     /// The origin of its clock, in nanoseconds of `CLOCK_MONOTONIC`.
     pub clock_origin: u64,
+    /// What its control core says before everything else.
+    pub prelude: serde_json::Value,
+    /// The name in `Via` that it has made up.
+    pub via: Option<String>,
     /// The users' doors. Their sockets come with the state.
     pub doors: Vec<UserDoor>,
+    /// The first number that no door has had.
+    pub next_door: u16,
     /// Where its own doors are; their listeners are descriptors of the message, in this order.
     pub own_doors: Vec<OwnDoor>,
     /// Cores that its workers have to themselves; the claims are the next descriptors.
     pub cores: Vec<usize>,
     pub workers: usize,
-    /// Sessions that it has now, and descriptors that these take.
+    /// Sessions that it has now.
     pub sessions: u64,
-    pub descriptors: u64,
 }
 
 /// A users' door of the old process.

@@ -3,7 +3,7 @@
 //! the next user can be accepted and turned away instead of hanging in the queue.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use super::link::Listener;
 use crate::base::time::Now;
 use crate::cluster::{DoorId, Doorway, ServiceId};
+use crate::estate::{DoorRecord, Parcel};
 use crate::ring::{self, Done, Ring, Tag, sys};
 
 /// How long to wait when accepting again at once would not help.
@@ -173,6 +174,13 @@ impl Doors {
         self.plan_next_try();
     }
 
+    /// Adds the listeners of all doors.
+    pub fn describe(&self, doors: &mut Parcel<RawFd>) {
+        for Door { doorway, listener, .. } in self.all.iter().flatten() {
+            describe(doorway.door.0, listener.as_raw_fd(), doors);
+        }
+    }
+
     /// Lets go of all doors, which are others' now, and so are those in their queues. Everything is still.
     pub fn leave(&mut self) {
         self.all.clear();
@@ -246,6 +254,12 @@ impl Doors {
         let next = move || sys::accept_waiting(listener.as_fd()).ok().flatten();
         std::iter::from_fn(next).take(BACKLOG_MAX).map(move |user| (user, doorway))
     }
+}
+
+/// Adds a socket at a door.
+pub fn describe(door: u16, socket: RawFd, doors: &mut Parcel<RawFd>) {
+    doors.push(&DoorRecord { door: door.into(), unused: 0.into() });
+    doors.add_socket(socket);
 }
 
 fn spare() -> Option<File> {

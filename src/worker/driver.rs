@@ -9,7 +9,7 @@ use super::ends::Ends;
 use super::link::{DoorChange, Order};
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
-use crate::estate::Estate;
+use crate::estate::{Estate, Parcel};
 use crate::ring::{Done, Ring};
 
 /// What a driver works with while it is called: the time, the ring, the books of its worker.
@@ -85,6 +85,9 @@ pub trait Driver {
     /// Describes what could go on elsewhere, and remembers what that is until [`Driver::leave`] or
     /// [`Driver::thaw`]. Everything is still.
     fn describe(&mut self, _estate: &mut Estate<RawFd>, _turn: &mut Turn<'_>) {}
+
+    /// Adds its sockets at the users' doors, of which nothing is changed.
+    fn describe_doors(&self, _doors: &mut Parcel<RawFd>) {}
 
     /// Takes over what another worker has described; takes it out of the estate. Everything is still.
     ///

@@ -162,6 +162,7 @@ impl Shell {
         let mut estate = Estate::new(books.worker());
         for post in &mut self.posts {
             post.driver.describe(&mut estate, &mut Turn { now, ring, books });
+            post.driver.describe_doors(&mut estate.doors);
         }
         self.parts.brake.leave(estate);
     }

@@ -20,7 +20,7 @@ use crate::cli::table::{grouped, lasting};
 use crate::cli::text::{headed, middled, width};
 use crate::cli::trouble;
 use crate::cluster::Protocol;
-use crate::control::status::{LastMinute, RunState, ServiceStatus, Status};
+use crate::control::status::{HandoverState, LastMinute, RunState, ServiceStatus, Status};
 
 const FAINT: Style = Style::new().add_modifier(Modifier::DIM);
 const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
@@ -142,6 +142,13 @@ fn state(screen: &Screen, now: &Status, room: usize) -> Line<'static> {
     let up = lasting(now.uptime_ms / 1000 * 1000);
     let refused = grouped(now.sessions.refused);
     let policy = now.policy.replace('_', " ");
+    let upgrade = match now.handover.state {
+        HandoverState::None if now.handover.failed.is_some() => ", UPGRADE FAILED (lb status)",
+        HandoverState::None => "",
+        HandoverState::Starting => ", upgrading",
+        HandoverState::Lingering => ", succeeded",
+    };
+    let left = left + upgrade;
     let forms = [
         format!("{left}, up {up}, {policy}, {refused} turned away"),
         format!("{left}, up {up}, {refused} turned away"),

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use socket2::Socket;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::Legacy;
 use super::format;
@@ -16,7 +16,8 @@ use crate::cluster::source::Source;
 use crate::control::conversation::Conversation;
 use crate::control::reload::Reload;
 use crate::control::stream::Stream;
-use crate::control::{Control, Core, Rest, run, signals};
+use crate::control::succession::Means;
+use crate::control::{Asks, Begin, Control, Core, KinMeans, Rest, nobody, run, signals};
 use crate::worker::link::Order;
 
 /// A control core that knows everything another has left, and has yet to go on with it.
@@ -64,8 +65,8 @@ impl Heir {
     ///
     /// # Errors
     /// As there.
-    pub fn run(self, reload: Reload) -> io::Result<()> {
-        signals(|asked, reloads, begin| self.go_on(asked, Some((reload, reloads)), begin))
+    pub(in crate::control) fn run(self, reload: Reload, kin: KinMeans) -> io::Result<()> {
+        signals(reload, |asks, begin| self.go_on((asks, begin), kin))
     }
 
     /// The same like [`Control::run_until`].
@@ -73,18 +74,17 @@ impl Heir {
     /// # Errors
     /// As there.
     pub fn run_until(self, asked: mpsc::Receiver<()>) -> io::Result<()> {
-        self.go_on(asked, None, async { Ok(()) })
+        self.go_on((Asks { stops: asked, reloads: None }, nobody), (Means::none(), None))
     }
 
     fn go_on(
         self,
-        asked: mpsc::Receiver<()>,
-        reload: Option<(Reload, mpsc::Receiver<()>)>,
-        begin: impl Future<Output = io::Result<()>>,
+        asks: (Asks, impl FnOnce(Rc<Notify>) -> Begin),
+        kin: KinMeans,
     ) -> io::Result<()> {
         let Heir { core, rest, lines } = self;
         let hub = Rc::clone(&core.hub);
-        run(&hub, rest, asked, reload, begin, |_| Ok((core, lines)))
+        run(&hub, rest, asks, kin, |_| Ok((core, lines)))
     }
 }
 

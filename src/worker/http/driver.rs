@@ -2,10 +2,13 @@
 //! operations. Owns their streams and those towards backends; decides nothing about them (that is
 //! `sessions`'s).
 
+use std::os::fd::RawFd;
+
 use nix::errno::Errno;
 
 use super::sessions::{Cmd, Conn, Sessions};
 use crate::base::time::Now;
+use crate::estate::Parcel;
 use crate::http::answer;
 use crate::proxy::greeting::Caller;
 use crate::proxy::{self, Event, Side};
@@ -114,6 +117,10 @@ impl Driver for HttpDriver {
 
     fn is_still(&mut self) -> bool {
         self.streams.doors.is_still()
+    }
+
+    fn describe_doors(&self, doors: &mut Parcel<RawFd>) {
+        self.streams.doors.describe(doors);
     }
 
     fn leave(&mut self, _turn: &mut Turn<'_>) {

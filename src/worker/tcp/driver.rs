@@ -2,7 +2,7 @@
 //! Owns their streams and the splice steps of the long ones; decides nothing about sessions (that is
 //! `sessions`'s).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, RawFd};
 
 use nix::errno::Errno;
 
@@ -10,6 +10,7 @@ use super::sessions::{Cmd, Cx, Sessions};
 use super::splices::{Splices, Step};
 use crate::base::time::Now;
 use crate::cluster::ServiceId;
+use crate::estate::Parcel;
 use crate::proxy::greeting::Caller;
 use crate::proxy::line::Features;
 use crate::proxy::{self, Event, Side, Spliced, When};
@@ -154,6 +155,10 @@ impl Driver for TcpDriver {
     fn is_still(&mut self) -> bool {
         let streams = &self.streams;
         streams.doors.is_still() && self.sessions.is_still(|key| streams.is_apart(key))
+    }
+
+    fn describe_doors(&self, doors: &mut Parcel<RawFd>) {
+        self.streams.doors.describe(doors);
     }
 
     fn leave(&mut self, turn: &mut Turn<'_>) {

@@ -1,12 +1,13 @@
 //! What the worker's loop asks of the UDP driver. Owns nothing: the driver's own methods do it.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use super::UdpDriver;
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
-use crate::estate::Estate;
+use crate::estate::{Estate, Parcel};
 use crate::ring::{Done, Ring};
+use crate::worker::door::describe;
 use crate::worker::driver::{Driver, Turn};
 use crate::worker::link::{DoorChange, Order};
 
@@ -55,6 +56,12 @@ impl Driver for UdpDriver {
 
     fn describe(&mut self, _estate: &mut Estate<RawFd>, turn: &mut Turn<'_>) {
         self.settle(turn);
+    }
+
+    fn describe_doors(&self, doors: &mut Parcel<RawFd>) {
+        for (number, door) in self.doors.iter().enumerate() {
+            door.iter().for_each(|it| describe(number as u16, it.socket.as_raw_fd(), doors));
+        }
     }
 
     fn leave(&mut self, turn: &mut Turn<'_>) {

@@ -1,0 +1,178 @@
+//! How this balancer takes over from a predecessor. Owns the order of the steps until it serves, which block:
+//! it has nothing else to do before. What is left to it is read as if a stranger had written it; whatever is
+//! wrong with it leaves everything with the predecessor, which is told why.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::doors::OpenDoor;
+use super::Control;
+use super::hub::Hub;
+use super::legacy::{Heir, Legacy};
+use crate::base::thread;
+use crate::base::time::Now;
+use crate::cluster::{DoorId, Protocol};
+use crate::estate::format::State;
+use crate::estate::{DoorRecord, Estate};
+use crate::handover::channel::{Fault, Packet};
+use crate::handover::predecessor::Predecessor;
+use crate::handover::rehearsal::pause_at;
+use crate::handover::words::Word;
+use crate::ring::sys;
+use crate::worker::brake::Request;
+use crate::worker::link::Order;
+
+/// How long the workers may take to take everything over.
+const TAKING_PATIENCE: Duration = Duration::from_secs(1);
+/// Sockets at one door, at most: one for each of the most workers that there can be.
+const SOCKETS_MAX: usize = 128;
+/// How often to ask whether the predecessor has said something.
+const HEAR_EVERY: Duration = Duration::from_secs(60);
+/// Messages of the predecessor that may wait here.
+const HEARD_MAX: usize = 16;
+
+/// What the predecessor still says, until it has ended.
+pub type Heard = mpsc::Receiver<Packet<Word>>;
+
+/// Takes everything over. The workers serve when this returns; the control core goes on when it runs.
+///
+/// # Errors
+/// Why this process cannot serve, a sentence; the predecessor serves on.
+pub fn take_up(
+    control: Control,
+    (mut old, awaited): (Predecessor, Vec<OpenDoor>),
+) -> Result<(Heir, Heard), String> {
+    pause_at("offering");
+    let left = old.offer().map_err(|fault| match fault {
+        Fault::Gone => "the process that started this one has ended, or has changed its mind".into(),
+        fault => format!("the process that started this one has left nothing: {fault}"),
+    });
+    let (State { legacy, estates }, token) = left?;
+    pause_at("inherited");
+    let (text, sockets) = legacy;
+    let legacy = Legacy::from_json(&text)?;
+    let heir = control.inherit(&legacy, sockets, Now::read())?;
+    let hub = Rc::clone(&heir.core().hub);
+    let mut hub = hub.borrow_mut();
+    let taken = take_workers(estates, &awaited, &mut hub).and_then(|()| {
+        pause_at("checked");
+        let gone = "the process that started this one has taken everything back";
+        token.take().then_some(()).ok_or_else(|| gone.to_owned())
+    });
+    if let Err(why) = taken {
+        hub.workers.order(Order::Stop);
+        hub.workers.ask(Request::Thaw);
+        return Err(why);
+    }
+    hub.workers.ask(Request::Thaw);
+    old.running();
+    let stall = Now::read().since(legacy.at);
+    let (generation, sessions) = (old.hello.generation + 1, hub.workers.sessions());
+    hub.handover.taken_over(generation, Now::read(), stall, sessions);
+    pause_at("serving");
+    info!(
+        generation,
+        sessions,
+        stall_ms = stall.as_millis() as u64,
+        "serving in the place of the process that started this one"
+    );
+    drop(hub);
+    Ok((heir, hear(old)))
+}
+
+/// Gives the workers what is theirs; nothing moves yet.
+fn take_workers(
+    mut estates: Vec<Estate<OwnedFd>>,
+    awaited: &[OpenDoor],
+    hub: &mut Hub,
+) -> Result<(), String> {
+    hand_out_doors(&mut estates, awaited, hub)?;
+    hub.workers.inherit(estates, TAKING_PATIENCE)
+}
+
+/// Gives the workers the sockets at the doors that were not opened anew. Whoever waits in the queue of one
+/// that is not wanted any more is still let in by the predecessor, which has it too.
+fn hand_out_doors(
+    estates: &mut [Estate<OwnedFd>],
+    awaited: &[OpenDoor],
+    hub: &mut Hub,
+) -> Result<(), String> {
+    let mut sockets: Vec<(DoorId, Vec<OwnedFd>)> = Vec::new();
+    for estate in estates {
+        let doors = std::mem::take(&mut estate.doors);
+        let records: Vec<DoorRecord> = doors.records().collect();
+        if records.len() != doors.sockets.len() {
+            return Err("its doors have other sockets than it says".into());
+        }
+        for (record, socket) in records.into_iter().zip(doors.sockets) {
+            let id = DoorId(record.door.get());
+            match sockets.iter_mut().find(|(door, _)| *door == id) {
+                Some((_, all)) => all.push(socket),
+                None => sockets.push((id, vec![socket])),
+            }
+        }
+    }
+    for door in awaited {
+        let found = sockets.iter().position(|(id, _)| *id == door.id);
+        let Some(found) = found else {
+            return Err(format!("the sockets of the door at {} are missing", door.address));
+        };
+        open(door, sockets.swap_remove(found).1, hub)?;
+    }
+    Ok(())
+}
+
+/// Gives each worker one of the sockets at a door. Of those that are left over, which must not be closed with
+/// users in their queues, as many as there are workers are one more door; and where they do not suffice, the
+/// group gets new members.
+fn open(door: &OpenDoor, mut sockets: Vec<OwnedFd>, hub: &mut Hub) -> Result<(), String> {
+    let workers = hub.workers.count();
+    if sockets.len() > SOCKETS_MAX || !hub.workers.can_change_doors(SOCKETS_MAX) {
+        return Err(format!("the door at {} has too many sockets", door.address));
+    }
+    while !sockets.len().is_multiple_of(workers) {
+        let another = match door.protocol {
+            Protocol::Udp => sys::datagram_door(door.address, true, hub.config.udp.gro),
+            Protocol::Tcp | Protocol::Api => sys::listen(door.address, true),
+        };
+        let another = another.map_err(|error| {
+            format!("cannot open the door at {} for one more worker: {error}", door.address)
+        })?;
+        sockets.push(another);
+    }
+    let mut sockets = sockets.into_iter();
+    let mut next = Some(door.clone());
+    while sockets.len() > 0 {
+        let door = match next.take() {
+            Some(door) => door,
+            None => hub.doors.open_beside(door)?,
+        };
+        hub.workers.open_inherited(&door, sockets.by_ref().take(workers));
+    }
+    Ok(())
+}
+
+/// Hears the predecessor until it has ended.
+fn hear(old: Predecessor) -> Heard {
+    let (say, heard) = mpsc::channel(HEARD_MAX);
+    let started = thread::spawn("lb-predecessor", move || {
+        loop {
+            match old.hear(HEAR_EVERY) {
+                Ok(packet) => match say.blocking_send(packet) {
+                    Ok(()) => {}
+                    Err(_) => return,
+                },
+                Err(Fault::Late) => {}
+                Err(_) => return,
+            }
+        }
+    });
+    if let Err(error) = started {
+        warn!(%error, "what the old process still counts is not heard: no thread");
+    }
+    heard
+}

@@ -1,0 +1,103 @@
+//! The processes before and after this one, as the control core's main loop hears of them. Owns what is done
+//! about the news; the steps of a handover are `succession`'s and `inheritance`'s.
+
+use std::rc::Rc;
+
+use tokio::sync::{Notify, mpsc};
+use tracing::{info, warn};
+
+use super::Core;
+use super::inheritance::Heard;
+use super::manager::Manager;
+use super::succession::{Means, Started, Succession};
+use crate::base::time::Now;
+use crate::handover::channel::Packet;
+use crate::handover::words::Word;
+
+/// What there is to hear.
+pub enum News {
+    /// An operator wants a successor to take over.
+    Wanted,
+    /// One could go on, or there is none.
+    Started(Started),
+    /// The predecessor has said something.
+    Heard(Packet<Word>),
+    /// The predecessor has ended.
+    Alone,
+}
+
+/// Both of them.
+pub struct Kin {
+    wanted: Rc<Notify>,
+    succession: Succession,
+    started: mpsc::Receiver<Started>,
+    heard: Option<Heard>,
+}
+
+impl Kin {
+    /// Those of a core that could have a successor by these means, and is in the place of another if that is still
+    /// `heard`.
+    pub fn new(core: &Core, means: Means, heard: Option<Heard>) -> Kin {
+        let mut hub = core.hub.borrow_mut();
+        hub.handover.barred = means.program.as_ref().err().cloned();
+        let wanted = Rc::clone(&hub.upgrade_wanted);
+        let (succession, started) = Succession::new(means);
+        Kin { wanted, succession, started, heard }
+    }
+
+    /// The next news.
+    pub async fn next(&mut self) -> News {
+        tokio::select! {
+            () = self.wanted.notified() => News::Wanted,
+            Some(started) = self.started.recv() => News::Started(started),
+            heard = heard(&mut self.heard) => heard.map_or(News::Alone, News::Heard),
+        }
+    }
+
+    /// Does what is to be done about it.
+    pub fn take(&mut self, news: News, core: &Core, manager: &mut Manager) {
+        match news {
+            News::Wanted => {
+                if let Err(why) = self.succession.ask(core) {
+                    warn!(reason = why, "no successor is started");
+                    core.hub.borrow_mut().handover.failed(Now::read(), "ask", why);
+                }
+            }
+            News::Started(started) => {
+                if self.succession.started(started, core)
+                    && let Some(successor) = self.succession.successor()
+                {
+                    manager.is_succeeded_by(successor.pid());
+                    successor.is_main();
+                }
+            }
+            News::Heard(Packet { word: Word::Main, .. }) => manager.is_main(&core.hub.borrow()),
+            News::Heard(Packet { word: Word::Difference, body, .. }) => {
+                let news = serde_json::from_slice(&body).map_err(|error| error.to_string());
+                if let Err(reason) = news.and_then(|news| core.hear(&news)) {
+                    warn!(reason, "what the predecessor still counts is not understood");
+                }
+            }
+            News::Heard(_) => {}
+            News::Alone => {
+                info!("the process that was succeeded has ended");
+                self.heard = None;
+                core.predecessor_gone();
+                manager.is_main(&core.hub.borrow());
+            }
+        }
+    }
+
+    /// Tells the successor what is still counted here, if there is one. Called on every tick.
+    pub fn tell(&mut self) {
+        self.succession.tell();
+    }
+}
+
+/// The next message; `None` once there can be no more. Never, if there is nobody to hear.
+async fn heard(from: &mut Option<Heard>) -> Option<Packet<Word>> {
+    match from {
+        Some(from) => from.recv().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,287 @@
+//! How this balancer leaves everything to a successor. Owns the order of the steps, the time that each may take,
+//! and the way back; what the two processes say is `handover`'s, what the control core knows is `legacy`'s, and
+//! what the workers have their own.
+//!
+//! The successor starts while this balancer serves, on a thread that only waits for it. From the standstill on
+//! this thread blocks, so that nothing changes meanwhile. Whatever fails before the successor has taken the
+//! token leads back: the workers thaw, and go on as if nothing had been.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tracing::{error, info};
+
+use super::Core;
+use super::doors::OpenDoor;
+use super::drain::Stop;
+use super::hub::Hub;
+use super::legacy::{Frozen, Remains};
+use crate::base::thread;
+use crate::base::time::Now;
+use crate::estate::format::{NEWEST, OLDEST, State};
+use crate::handover::predecessor::Predecessor;
+use crate::handover::rehearsal;
+use crate::handover::successor::{Program, Successor};
+use crate::handover::words::{Hello, Offer, OwnDoor, UserDoor};
+use crate::ring::sys;
+use crate::worker::brake::Request;
+
+/// How long the workers may take to stand still, and as long again to describe what they have.
+const STILL_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the successor may take from then until it serves.
+const TAKING_PATIENCE: Duration = Duration::from_secs(1);
+/// How long it may take to say so once it has taken the token.
+const RUNNING_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a handover needs from the code that started the balancer.
+pub struct Means {
+    /// How it was started; or why it can have no successor.
+    pub program: Result<Program, String>,
+    /// The listeners of its own doors.
+    pub own: Vec<(OwnDoor, OwnedFd)>,
+    /// The claims to its workers' cores.
+    pub claims: Vec<(usize, OwnedFd)>,
+    /// The cores that it was started with.
+    pub cores: Vec<usize>,
+    /// The balancer in whose place it is, and the doors whose sockets are still to come from there.
+    pub old: Option<(Predecessor, Vec<OpenDoor>)>,
+}
+
+impl Means {
+    /// Of a balancer that can have no successor, and has no predecessor.
+    pub fn none() -> Means {
+        let program = Err("this balancer was not started by `lb serve`".into());
+        let (own, claims, cores) = (Vec::new(), Vec::new(), Vec::new());
+        Means { program, own, claims, cores, old: None }
+    }
+}
+
+/// A successor that could go on, or why there is none.
+pub type Started = Result<(Successor, Offer), Failure>;
+
+/// Why everything stays here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// The step at which it failed, as counters name it.
+    pub step: &'static str,
+    /// A sentence with the cure.
+    pub why: String,
+}
+
+fn fail<T>(step: &'static str, why: impl Into<String>) -> Result<T, Failure> {
+    Err(Failure { step, why: why.into() })
+}
+
+enum Phase {
+    Serving,
+    /// A successor has been started.
+    Starting,
+    /// It serves; what could not be handed over goes on here.
+    Lingering(Successor, Remains),
+}
+
+/// The one handover that this process may come to.
+pub struct Succession {
+    program: Result<Program, String>,
+    own: Vec<(OwnDoor, OwnedFd)>,
+    claims: Vec<(usize, OwnedFd)>,
+    cores: Vec<usize>,
+    phase: Phase,
+    starts: mpsc::Sender<Started>,
+}
+
+impl Succession {
+    /// No handover yet. The receiver gets what comes of each successor that is started.
+    pub fn new(means: Means) -> (Succession, mpsc::Receiver<Started>) {
+        let (starts, started) = mpsc::channel(1);
+        let Means { program, own, claims, cores, old: _ } = means;
+        (Succession { program, own, claims, cores, phase: Phase::Serving, starts }, started)
+    }
+
+    /// Starts a successor, if this balancer can have one now; what comes of it is said later.
+    ///
+    /// # Errors
+    /// Why it cannot: a sentence.
+    pub fn ask(&mut self, core: &Core) -> Result<(), String> {
+        let hub = &mut *core.hub.borrow_mut();
+        let program = self.program.clone()?;
+        match self.phase {
+            Phase::Serving if hub.stop == Stop::Serving => {}
+            Phase::Serving => return Err("the balancer is stopping".into()),
+            Phase::Starting => return Err("an upgrade is under way: wait for its outcome".into()),
+            Phase::Lingering(..) => return Err("this process has been succeeded already".into()),
+        }
+        let lack = |error: std::io::Error| {
+            format!("out of descriptors ({error}): raise `ulimit -n` or LimitNOFILE")
+        };
+        let hello = self.hello(core, hub);
+        let own = self.own.iter().map(|(_, listener)| listener);
+        let passed = own.chain(self.claims.iter().map(|(_, claim)| claim));
+        let passed: Vec<OwnedFd> =
+            passed.map(OwnedFd::try_clone).collect::<Result<_, _>>().map_err(lack)?;
+        let (cores, starts) = (self.cores.clone(), self.starts.clone());
+        let started = thread::spawn("lb-upgrade", move || {
+            // The successor inherits this thread's cores, and is to choose among all of them.
+            sys::pin(&cores);
+            // The control core ends only after this balancer has been succeeded.
+            let _ = starts.blocking_send(start(&program, &hello, &passed));
+        });
+        started.map_err(|error| format!("cannot start a thread: {error}; raise `ulimit -u`"))?;
+        info!("starting a successor");
+        self.phase = Phase::Starting;
+        hub.handover.begun();
+        Ok(())
+    }
+
+    fn hello(&self, core: &Core, hub: &Hub) -> Hello {
+        let user_door = |door: &OpenDoor| UserDoor {
+            id: door.id.0,
+            name: door.name.to_string(),
+            protocol: door.protocol,
+            asked: door.asked,
+            address: door.address,
+            is_tls: door.is_tls,
+        };
+        Hello {
+            formats: (OLDEST, NEWEST),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            generation: hub.handover.generation,
+            clock_origin: Now::origin(),
+            prelude: serde_json::to_value(core.prelude_of(hub)).unwrap_or_default(),
+            via: core.via.clone(),
+            doors: hub.doors.open().iter().map(user_door).collect(),
+            next_door: hub.doors.next_number(),
+            own_doors: self.own.iter().map(|(door, _)| door.clone()).collect(),
+            cores: self.claims.iter().map(|(core, _)| *core).collect(),
+            workers: hub.workers.count(),
+            sessions: hub.workers.sessions(),
+        }
+    }
+
+    /// A successor could go on, or there is none. Leaves everything to it; true if it serves from now on.
+    pub fn started(&mut self, started: Started, core: &Core) -> bool {
+        self.phase = Phase::Serving;
+        match started.and_then(|(successor, offer)| hand_over(successor, &offer, core)) {
+            Ok((successor, remains)) => {
+                info!(pid = successor.pid(), "a successor serves in this process's place");
+                self.phase = Phase::Lingering(successor, remains);
+                // Nobody else is to have them when the successor closes them.
+                (self.own, self.claims) = (Vec::new(), Vec::new());
+                core.hub.borrow_mut().handover.lingers();
+                true
+            }
+            Err(Failure { step, why }) => {
+                error!(step, reason = why, "no successor: this process goes on");
+                core.hub.borrow_mut().handover.failed(Now::read(), step, why);
+                false
+            }
+        }
+    }
+
+    /// The process that serves now, once it does.
+    pub fn successor(&self) -> Option<&Successor> {
+        match &self.phase {
+            Phase::Lingering(successor, _) => Some(successor),
+            Phase::Serving | Phase::Starting => None,
+        }
+    }
+
+    /// Tells the successor what has been counted here since the last time, and which sessions are left.
+    pub fn tell(&mut self) {
+        if let Phase::Lingering(successor, remains) = &mut self.phase
+            && let Ok(news) = serde_json::to_vec(&remains.news())
+        {
+            successor.add(&news);
+        }
+    }
+}
+
+/// Starts a successor and hears whether it could go on.
+fn start(program: &Program, hello: &Hello, passed: &[OwnedFd]) -> Started {
+    let failure = |why| Failure { step: "start", why };
+    let mut successor = Successor::start(program).map_err(failure)?;
+    let passed: Vec<RawFd> = passed.iter().map(AsRawFd::as_raw_fd).collect();
+    match successor.greet(hello, &passed) {
+        Ok(offer) => Ok((successor, offer)),
+        Err(why) => {
+            successor.end();
+            Err(failure(why))
+        }
+    }
+}
+
+/// Stands still, leaves everything, and waits until the successor serves.
+fn hand_over(
+    mut successor: Successor,
+    offer: &Offer,
+    core: &Core,
+) -> Result<(Successor, Remains), Failure> {
+    if let Err(failure) = may_go(offer, &core.hub.borrow()) {
+        successor.end();
+        return Err(failure);
+    }
+    // Workers know of every change that has been acknowledged.
+    core.hub.borrow_mut().publish();
+    let frozen = core.freeze(Now::read());
+    if let Err(failure) = leave_everything(&mut successor, core, &frozen) {
+        if successor.call_off() {
+            core.hub.borrow().workers.ask(Request::Thaw);
+            frozen.thaw(Now::read());
+            return Err(failure);
+        }
+        // It has everything, and is late to say so.
+        if let Err(why) = successor.await_running(RUNNING_PATIENCE) {
+            error!(reason = why, "the successor has taken over and does not say that it serves");
+        }
+    }
+    core.hub.borrow().workers.ask(Request::Leave);
+    Ok((successor, frozen.leave(Now::read())))
+}
+
+/// Whether nobody would lose a door.
+fn may_go(offer: &Offer, hub: &Hub) -> Result<(), Failure> {
+    if hub.stop != Stop::Serving {
+        return fail("offer", "the balancer is stopping");
+    }
+    if hub.doors.closing() > 0 {
+        return fail(
+            "offer",
+            "a UDP door that was removed still has sessions: try again when it has closed",
+        );
+    }
+    let gone = |door: &&OpenDoor| offer.doors_gone.contains(&door.id.0);
+    let lost = hub.doors.open().iter().filter(gone).find(|door| hub.sessions_of(door.service) > 0);
+    match lost {
+        None => Ok(()),
+        Some(OpenDoor { name, address, .. }) => fail(
+            "offer",
+            format!(
+                "the settings have no door {name} at {address} any more, and its service has sessions: \
+                 drain it, keep the door, or restart in place of upgrading"
+            ),
+        ),
+    }
+}
+
+fn leave_everything(
+    successor: &mut Successor,
+    core: &Core,
+    frozen: &Frozen<'_>,
+) -> Result<(), Failure> {
+    let failed = |step| move |why| Failure { step, why };
+    if !core.hub.borrow().workers.have(Request::Freeze, STILL_PATIENCE) {
+        return fail("freeze", "a worker does not stand still: see its line in lb status");
+    }
+    rehearsal::pause_at("frozen");
+    if !core.hub.borrow().workers.have(Request::Describe, STILL_PATIENCE) {
+        return fail("describe", "a worker does not say what it has: see its line in lb status");
+    }
+    let (legacy, sockets) = frozen.describe();
+    let legacy = (legacy.to_json().map_err(failed("describe"))?, sockets);
+    let estates = core.hub.borrow().workers.estates();
+    let (state, sockets) = State { legacy, estates }.write();
+    successor.leave_to(&state, &sockets, TAKING_PATIENCE).map_err(failed("state"))?;
+    rehearsal::pause_at("sent");
+    successor.await_running(TAKING_PATIENCE).map_err(failed("commit"))
+}

@@ -1,0 +1,12 @@
+//! Real balancers that hand over to their successors while everybody goes on.
+
+mod failures;
+mod harness;
+mod sessions;
+
+#[path = "../common/process.rs"]
+mod process;
+#[path = "../common/random.rs"]
+mod random;
+#[path = "../common/wait.rs"]
+mod wait;
