@@ -27,8 +27,8 @@ use crate::config::{Admin, Config, Listen, LogFormat, doubts};
 use crate::control::auth::Secrets;
 use crate::control::certificates::Watch;
 use crate::control::doors::{NewDoor, OpenDoor, put_addresses};
-use crate::control::reload::{Asked, Reload, Reread};
 use crate::control::legacy::Prelude;
+use crate::control::reload::{Asked, Reload, Reread};
 use crate::control::succession::Means;
 use crate::control::{Control, Listeners, socket};
 use crate::handover::predecessor::Predecessor;
@@ -67,7 +67,8 @@ pub fn serve(
     mut old: Option<Predecessor>,
 ) -> Result<(), Trouble> {
     if let Some(old) = &old {
-        let prelude: Prelude = serde_json::from_value(old.hello.prelude.clone()).unwrap_or_default();
+        let prelude: Prelude =
+            serde_json::from_value(old.hello.prelude.clone()).unwrap_or_default();
         prelude.number(&mut config).map_err(Trouble)?;
     }
     needs::refuse(&config)?;

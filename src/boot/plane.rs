@@ -214,7 +214,17 @@ impl DataPlane {
             });
         }
         let threads = Threads::start(plans)?;
-        Ok(DataPlane { ends, snapshots, urgent, seats, doors, threads, cores, made_up_via, awaited })
+        Ok(DataPlane {
+            ends,
+            snapshots,
+            urgent,
+            seats,
+            doors,
+            threads,
+            cores,
+            made_up_via,
+            awaited,
+        })
     }
 }
 

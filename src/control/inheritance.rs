@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::doors::OpenDoor;
 use super::Control;
+use super::doors::OpenDoor;
 use super::hub::Hub;
 use super::legacy::{Heir, Legacy};
 use crate::base::thread;
@@ -48,7 +48,9 @@ pub fn take_up(
 ) -> Result<(Heir, Heard), String> {
     pause_at("offering");
     let left = old.offer().map_err(|fault| match fault {
-        Fault::Gone => "the process that started this one has ended, or has changed its mind".into(),
+        Fault::Gone => {
+            "the process that started this one has ended, or has changed its mind".into()
+        }
         fault => format!("the process that started this one has left nothing: {fault}"),
     });
     let (State { legacy, estates }, token) = left?;
@@ -91,7 +93,7 @@ fn take_workers(
     hub: &mut Hub,
 ) -> Result<(), String> {
     hand_out_doors(&mut estates, awaited, hub)?;
-    hub.workers.inherit(estates, TAKING_PATIENCE)
+    hub.workers.take_over(estates, TAKING_PATIENCE)
 }
 
 /// Gives the workers the sockets at the doors that were not opened anew. Whoever waits in the queue of one

@@ -284,7 +284,10 @@ type Begin = Pin<Box<dyn Future<Output = io::Result<()>>>>;
 
 /// Runs with what signals ask for: `run` is given that, and what begins to listen for them and notifies of the wish
 /// for a successor.
-fn signals<T>(reload: Reload, run: impl FnOnce(Asks, Box<dyn FnOnce(Rc<Notify>) -> Begin>) -> T) -> T {
+fn signals<T>(
+    reload: Reload,
+    run: impl FnOnce(Asks, Box<dyn FnOnce(Rc<Notify>) -> Begin>) -> T,
+) -> T {
     let (ask, stops) = mpsc::channel(2);
     let (ask_to_reload, reloads) = mpsc::channel(1);
     let begin = |upgrade_wanted: Rc<Notify>| -> Begin {

@@ -56,7 +56,11 @@ impl Workers {
     ///
     /// # Errors
     /// One cannot be taken over, or that takes longer than `patience`: a sentence.
-    pub fn inherit(&self, estates: Vec<Estate<OwnedFd>>, patience: Duration) -> Result<(), String> {
+    pub fn take_over(
+        &self,
+        estates: Vec<Estate<OwnedFd>>,
+        patience: Duration,
+    ) -> Result<(), String> {
         let until = Instant::now() + patience;
         let mut estates = estates.into_iter().peekable();
         // One at a time for each worker.
