@@ -75,6 +75,11 @@ impl Entry {
         self.choice
     }
 
+    /// Whether its user speaks TLS with us.
+    pub fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
     /// Whether nothing has come back yet.
     pub fn is_unanswered(&self) -> bool {
         self.bytes_down == 0

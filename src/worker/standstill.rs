@@ -22,6 +22,7 @@ use super::link::Order;
 use super::shell::Shell;
 use crate::base::time::Now;
 use crate::estate::Estate;
+use crate::estate::entry::PlacesRecord;
 use crate::ring::Done;
 
 /// How long what is under way may go on: sends whose reader reads are over long before.
@@ -160,6 +161,7 @@ impl Shell {
     fn describe(&mut self, now: Now) {
         let (ring, books) = (&mut self.ring, &mut self.parts.books);
         let mut estate = Estate::new(books.worker());
+        estate.places.push(&books.describe_places());
         for post in &mut self.posts {
             post.driver.describe(&mut estate, &mut Turn { now, ring, books });
             post.driver.describe_doors(&mut estate.doors);
@@ -172,6 +174,10 @@ impl Shell {
         // Its services and backends are in the newest.
         self.adopt();
         let (ring, books) = (&mut self.ring, &mut self.parts.books);
+        let places = estate.places.records::<PlacesRecord>().next();
+        if let Some(places) = places.filter(|_| estate.worker == books.worker()) {
+            books.succeed(places);
+        }
         for post in &mut self.posts {
             let inherited = post.driver.inherit(&mut estate, &mut Turn { now, ring, books });
             if let Err(why) = inherited {
@@ -188,6 +194,7 @@ impl Shell {
     /// Has everybody move again who is still here.
     fn go_on(&mut self, now: Now, asked: Asked) {
         self.adopt();
+        self.parts.books.settle();
         // Before the sessions, whose replies leave by a door.
         self.change_doors(now);
         let has_left = asked.what() == Request::Leave;

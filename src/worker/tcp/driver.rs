@@ -2,7 +2,9 @@
 //! Owns their streams and the splice steps of the long ones; decides nothing about sessions (that is
 //! `sessions`'s).
 
-use std::os::fd::{AsFd, RawFd};
+mod estate;
+
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
@@ -10,7 +12,7 @@ use super::sessions::{Cmd, Cx, Sessions};
 use super::splices::{Splices, Step};
 use crate::base::time::Now;
 use crate::cluster::ServiceId;
-use crate::estate::Parcel;
+use crate::estate::{Estate, Parcel};
 use crate::proxy::greeting::Caller;
 use crate::proxy::line::Features;
 use crate::proxy::{self, Event, Side, Spliced, When};
@@ -155,6 +157,14 @@ impl Driver for TcpDriver {
     fn is_still(&mut self) -> bool {
         let streams = &self.streams;
         streams.doors.is_still() && self.sessions.is_still(|key| streams.is_apart(key))
+    }
+
+    fn describe(&mut self, estate: &mut Estate<RawFd>, turn: &mut Turn<'_>) {
+        self.describe_all(&mut estate.tcp, turn);
+    }
+
+    fn inherit(&mut self, estate: &mut Estate<OwnedFd>, turn: &mut Turn<'_>) -> Result<(), String> {
+        self.inherit_all(std::mem::take(&mut estate.tcp), turn)
     }
 
     fn describe_doors(&self, doors: &mut Parcel<RawFd>) {

@@ -14,6 +14,7 @@
 //! completion never meets another session.
 
 mod deadlines;
+mod estate;
 mod parting;
 mod still;
 

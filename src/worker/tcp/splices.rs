@@ -87,6 +87,17 @@ impl Splices {
         }
     }
 
+    /// The pipe of a flow that has one.
+    pub fn pipe(&self, step: Step) -> Option<&Pipe> {
+        self.lent.iter().find(|(to, _)| *to == step).map(|(_, pipe)| pipe)
+    }
+
+    /// A flow comes with a pipe that was made elsewhere.
+    pub fn take_up(&mut self, step: Step, pipe: Pipe) {
+        self.pipes.take_up();
+        self.lent.push((step, pipe));
+    }
+
     pub fn in_next_turn(&mut self, step: Step) {
         self.next_turn.push(step);
     }

@@ -21,6 +21,13 @@ pub(super) struct Waiting {
     is_recalled: bool,
 }
 
+impl Waiting {
+    /// One that no attempt has been made for.
+    pub(super) fn seated(key: Key) -> Waiting {
+        Waiting { key, is_recalled: false }
+    }
+}
+
 impl Sessions {
     /// From now on nothing is begun. Sends under way go on; connection attempts are taken back.
     pub fn freeze(&mut self, is_apart: impl Fn(Key) -> bool, cx: &mut Cx<'_>) {
@@ -36,7 +43,7 @@ impl Sessions {
     /// to.
     pub fn seat(&mut self, service: ServiceId, caller: Caller, cx: &mut Cx<'_>) -> Option<Key> {
         let (key, _) = self.begin(service, caller, false, cx)?;
-        self.waiting.push(Waiting { key, is_recalled: false });
+        self.waiting.push(Waiting::seated(key));
         Some(key)
     }
 

@@ -1,0 +1,279 @@
+//! Workers whose sessions go on at another one, while their users and backends use them: nobody notices. Both
+//! workers are in this process, and what goes from one to the other goes the way it would between two.
+
+#[path = "estate/planes.rs"]
+mod planes;
+#[path = "common/random.rs"]
+mod random;
+#[path = "common/wait.rs"]
+mod wait;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use lb::session::shards::SessionView;
+use lb::worker::brake::Request;
+use lb::worker::link::Report;
+use planes::{Plane, config, delivered};
+use random::{Random, pattern};
+use wait::{PATIENCE, wait_for};
+
+const HANDOVERS: usize = 10;
+/// Users whose bytes come back to them all the time; every third in large pieces, for which pipes are used.
+const BUSY: usize = 9;
+/// What a user who does not read says, and what one is sent who reads late: more than the kernel's buffers on the
+/// way hold.
+const UNREAD_BYTES: usize = 12 << 20;
+
+/// The first byte of a connection tells the backend what to do.
+const ECHO: u8 = b'e';
+/// It says a text and finishes, then reads.
+const SAYS_FIRST: u8 = b's';
+/// It reads to the end, then says a text.
+const SAYS_LAST: u8 = b'l';
+
+fn backend() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            thread::spawn(move || serve(connection));
+        }
+    });
+    address
+}
+
+fn serve(mut connection: TcpStream) -> Option<()> {
+    let (mut first, mut bytes) = ([0], vec![0; 64 * 1024]);
+    connection.read_exact(&mut first).ok()?;
+    let text = || pattern(first[0].into(), UNREAD_BYTES);
+    match first[0] {
+        SAYS_FIRST => {
+            connection.write_all(&text()).ok()?;
+            connection.shutdown(Shutdown::Write).ok()?;
+            while connection.read(&mut bytes).ok()? > 0 {}
+        }
+        SAYS_LAST => {
+            while connection.read(&mut bytes).ok()? > 0 {}
+            connection.write_all(&text()).ok()?;
+        }
+        _ => loop {
+            let count = connection.read(&mut bytes).ok().filter(|count| *count > 0)?;
+            connection.write_all(&bytes[..count]).ok()?;
+        },
+    }
+    Some(())
+}
+
+/// A user whose backend is told what to do.
+fn user(plane: &Plane, what: u8) -> TcpStream {
+    let mut user = plane.user();
+    user.write_all(&[what]).unwrap();
+    user
+}
+
+/// Reads a stream to its end; each byte must be the one that was sent. Returns how many there were.
+fn check(mut from: TcpStream, text: &[u8], moved: &AtomicU64) -> u64 {
+    let (mut bytes, mut place) = (vec![0; 64 * 1024], 0);
+    loop {
+        let count = from.read(&mut bytes).expect("nobody is reset");
+        if count == 0 {
+            return place as u64;
+        }
+        let at = place % text.len();
+        let fits = count.min(text.len() - at);
+        assert!(bytes[..fits] == text[at..at + fits], "a wrong byte after {place}");
+        assert!(bytes[fits..count] == text[..count - fits], "a wrong byte after {place}");
+        place += count;
+        moved.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+/// Says something until it is told to stop, and checks what comes back.
+fn busy(
+    user: TcpStream,
+    number: usize,
+    stop: &Arc<AtomicBool>,
+    moved: &Arc<AtomicU64>,
+) -> JoinHandle<()> {
+    let text = Arc::new(pattern(number as u64, 256 * 1024));
+    let reader = {
+        let (from, text, moved) = (user.try_clone().unwrap(), Arc::clone(&text), Arc::clone(moved));
+        thread::spawn(move || check(from, &text, &moved))
+    };
+    let stop = Arc::clone(stop);
+    thread::spawn(move || {
+        let (mut to, mut place, mut random) = (user, 0, Random::new(number as u64));
+        while !stop.load(Ordering::Relaxed) {
+            let most = if number.is_multiple_of(3) { 128 * 1024 } else { 3000 };
+            let len = random.any_size(most) as usize;
+            let at = place % text.len();
+            let piece = &text[at..text.len().min(at + len)];
+            to.write_all(piece).expect("nobody is reset");
+            place += piece.len();
+            if !number.is_multiple_of(3) {
+                thread::sleep(Duration::from_micros(random.below(2000)));
+            }
+        }
+        to.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(reader.join().unwrap(), place as u64);
+    })
+}
+
+fn ask(user: &mut TcpStream) {
+    user.write_all(b"?").unwrap();
+    let mut answer = [0];
+    user.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, *b"?");
+}
+
+/// What must be the same of a session before and after; its bytes may have moved on.
+fn identity(view: SessionView) -> SessionView {
+    SessionView { active: view.started, bytes_up: 0, bytes_down: 0, ..view }
+}
+
+/// Has another worker take up the sessions of this one, which leaves and stops. Something is done before the other
+/// goes on.
+fn hand_over(mut old: Plane, start: impl Fn() -> Plane, meanwhile: impl FnOnce()) -> Plane {
+    let new = start();
+    new.request(Request::Freeze);
+    let estate = delivered(old.describe());
+    let before = old.views();
+    assert_eq!(new.inherit(estate), None);
+    assert_eq!(new.views(), before, "they stand in the books as before");
+    meanwhile();
+    new.request(Request::Thaw);
+    old.request(Request::Leave);
+    assert_eq!(old.sessions(), 0, "nobody is left");
+    let ended = |report: &Report| matches!(report, Report::Ended(_));
+    assert!(!old.reports().iter().any(ended), "nobody has ended");
+    old.stop();
+    let after: Vec<_> = new.views().into_iter().map(identity).collect();
+    assert_eq!(after, before.into_iter().map(identity).collect::<Vec<_>>());
+    new
+}
+
+#[test]
+fn users_do_not_notice_that_another_worker_goes_on_with_their_sessions() {
+    let backend = backend();
+    let start = || Plane::start(&config(), &[backend], &[]);
+    let mut plane = start();
+    let (stop, moved) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut all: Vec<_> =
+        (1..=BUSY).map(|number| busy(user(&plane, ECHO), number, &stop, &moved)).collect();
+    let mut idle: Vec<_> = (0..20).map(|_| user(&plane, ECHO)).collect();
+    idle.iter_mut().for_each(ask);
+    // One says much and does not read, one reads late what a backend says that has finished, one hears much from
+    // a backend when it has finished itself.
+    let unread = user(&plane, ECHO);
+    let unread_text = Arc::new(pattern(77, UNREAD_BYTES));
+    all.push({
+        let (mut to, text) = (unread.try_clone().unwrap(), Arc::clone(&unread_text));
+        thread::spawn(move || {
+            to.write_all(&text).expect("nobody is reset");
+            to.shutdown(Shutdown::Write).unwrap();
+        })
+    });
+    let hears_first = user(&plane, SAYS_FIRST);
+    let mut hears_last = user(&plane, SAYS_LAST);
+    hears_last.write_all(&[7; 5000]).unwrap();
+    hears_last.shutdown(Shutdown::Write).unwrap();
+    wait_for("all of them to be served", || (plane.sessions() >= BUSY as u64 + 23).then_some(()));
+    plane.reports();
+    for _ in 0..HANDOVERS {
+        let before = moved.load(Ordering::Relaxed);
+        wait_for("bytes to move", || (moved.load(Ordering::Relaxed) > before).then_some(()));
+        plane = hand_over(plane, start, || {});
+        assert_eq!(plane.reports(), [], "nobody is new");
+        idle.iter_mut().for_each(ask);
+    }
+    let rest = AtomicU64::new(0);
+    for (mut from, what) in [(hears_first, SAYS_FIRST), (hears_last, SAYS_LAST)] {
+        let text = pattern(what.into(), UNREAD_BYTES);
+        let reader = from.try_clone().unwrap();
+        assert_eq!(check(reader, &text, &rest), UNREAD_BYTES as u64);
+        let _ = from.write_all(b"bye");
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert_eq!(check(unread, &unread_text, &rest), UNREAD_BYTES as u64);
+    all.into_iter().for_each(|one| one.join().unwrap());
+    drop(idle);
+    wait_for("everybody to have gone", || (plane.sessions() == 0).then_some(()));
+    plane.stop();
+}
+
+#[test]
+fn who_is_being_connected_is_connected_by_the_other_worker() {
+    // Nobody accepts there, and the kernel's queue is full: whoever connects has to wait.
+    let listener =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    listener.listen(0).unwrap();
+    let listener = TcpListener::from(listener);
+    let address = listener.local_addr().unwrap();
+    let mut held = vec![TcpStream::connect(address).unwrap()];
+    while let Ok(one) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        held.push(one);
+    }
+    let start = || Plane::start(&config(), &[address], &[]);
+    let plane = start();
+    let mut user = plane.user();
+    user.write_all(b"early").unwrap();
+    wait_for("a user to be let in", || (plane.sessions() == 1).then_some(()));
+    listener.set_nonblocking(true).unwrap();
+    let mut accepted = Vec::new();
+    let plane = hand_over(plane, start, || {
+        wait_for("the queue to have room", || match listener.accept() {
+            Ok((connection, _)) => {
+                accepted.push(connection);
+                None
+            }
+            Err(_) => Some(()),
+        });
+    });
+    let mut connection = wait_for("the user's connection", || {
+        let (mut connection, _) = listener.accept().ok()?;
+        connection.set_nonblocking(false).unwrap();
+        connection.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let mut early = [0; 5];
+        connection.read_exact(&mut early).ok()?;
+        assert_eq!(early, *b"early");
+        Some(connection)
+    });
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    connection.write_all(b"served").unwrap();
+    let mut answer = [0; 6];
+    user.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, *b"served");
+    plane.stop();
+}
+
+#[test]
+fn a_worker_that_is_not_succeeded_goes_on_as_if_nothing_had_been() {
+    let backend = backend();
+    let start = || Plane::start(&config(), &[backend], &[]);
+    let plane = start();
+    let mut user = user(&plane, ECHO);
+    ask(&mut user);
+    let before = plane.views();
+    for _ in 0..3 {
+        let new = start();
+        new.request(Request::Freeze);
+        assert_eq!(new.inherit(delivered(plane.describe())), None);
+        // It closes its descriptors before it has gone on, as if it had died.
+        new.request(Request::Describe);
+        new.request(Request::Leave);
+        new.stop();
+        plane.request(Request::Thaw);
+        ask(&mut user);
+    }
+    assert_eq!(
+        plane.views().into_iter().map(identity).collect::<Vec<_>>(),
+        before.into_iter().map(identity).collect::<Vec<_>>()
+    );
+    plane.stop();
+}

@@ -1,0 +1,121 @@
+//! Data planes that take up each other's sessions, in one process: the test stands in for both control cores.
+
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+use lb::boot::DataPlane;
+use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
+use lb::config::Config;
+use lb::estate::Estate;
+use lb::estate::format::State;
+use lb::proxy::line::Features;
+use lb::session::shards::SessionView;
+use lb::worker::brake::Request;
+use lb::worker::link::{Order, Report};
+
+use crate::wait::{PATIENCE, wait_for};
+
+pub struct Plane {
+    pub plane: DataPlane,
+}
+
+pub fn config() -> Config {
+    let mut config = Config { workers: Some(1), ..Config::default() };
+    config.listen.tcp = Some("127.0.0.1:0".parse().unwrap());
+    config.listen.udp = Some("127.0.0.1:0".parse().unwrap());
+    config.listen.api = None;
+    config
+}
+
+impl Plane {
+    /// With these backends, numbered from one, of both kinds.
+    pub fn start(config: &Config, tcp: &[SocketAddr], udp: &[SocketAddr]) -> Plane {
+        let features = Features { receive_cap: true, splice: true };
+        let plane = DataPlane::start(config, 1000, features).unwrap();
+        let of = |protocol, all: &[SocketAddr]| -> Vec<(Protocol, SocketAddr)> {
+            all.iter().map(|address| (protocol, *address)).collect()
+        };
+        let all = [of(Protocol::Tcp, tcp), of(Protocol::Udp, udp)].concat();
+        let backends: Vec<Backend> = (1u16..)
+            .zip(all)
+            .map(|(number, (protocol, address))| Backend {
+                proxy: false,
+                tls: None,
+                id: BackendId(number.into()),
+                slot: number,
+                service: ServiceId::built_in(protocol),
+                address,
+                weight: 1,
+                name: None,
+                group: None,
+                standing: Standing::Serving,
+            })
+            .collect();
+        let with = plane.snapshots.current().with(&backends);
+        plane.snapshots.publish(with);
+        Plane { plane }
+    }
+
+    pub fn user(&self) -> TcpStream {
+        let user = TcpStream::connect(self.plane.door(Protocol::Tcp).unwrap()).unwrap();
+        user.set_read_timeout(Some(PATIENCE)).unwrap();
+        user.set_write_timeout(Some(PATIENCE)).unwrap();
+        user
+    }
+
+    /// Has the worker do something, and waits until it has.
+    pub fn request(&self, what: Request) {
+        let end = &self.plane.ends[0];
+        end.ask(what);
+        wait_for(&format!("{what:?}"), || end.brake.is_done().then_some(()));
+    }
+
+    /// Stands still, and describes what could go on elsewhere.
+    pub fn describe(&self) -> Estate<RawFd> {
+        self.request(Request::Freeze);
+        self.request(Request::Describe);
+        self.plane.ends[0].brake.take_estate().unwrap()
+    }
+
+    /// Takes that up; why it cannot.
+    pub fn inherit(&self, estate: Estate<OwnedFd>) -> Option<String> {
+        let end = &self.plane.ends[0];
+        end.give(estate);
+        wait_for("the heirs", || end.brake.is_done().then_some(()));
+        end.brake.take_refusal()
+    }
+
+    /// All sessions, in order.
+    pub fn views(&self) -> Vec<SessionView> {
+        self.plane.ends[0].shard.iter().collect()
+    }
+
+    pub fn sessions(&self) -> u64 {
+        self.plane.ends[0].metrics.counters.sessions_active.get()
+    }
+
+    pub fn reports(&mut self) -> Vec<Report> {
+        std::iter::from_fn(|| self.plane.ends[0].reports.pop().ok()).collect()
+    }
+
+    pub fn stop(mut self) {
+        let end = &mut self.plane.ends[0];
+        end.orders.push(Order::Stop).unwrap();
+        end.wake.write(1).unwrap();
+        self.plane.threads.join();
+    }
+}
+
+/// An estate as it arrives in another process.
+pub fn delivered(estate: Estate<RawFd>) -> Estate<OwnedFd> {
+    let (text, sockets) = State { legacy: (vec![], vec![]), estates: vec![estate] }.write();
+    let sockets = sockets.into_iter().map(copy).collect();
+    State::read(&text, sockets).unwrap().estates.pop().unwrap()
+}
+
+/// What a descriptor would be there, had it come over a socket.
+fn copy(socket: RawFd) -> OwnedFd {
+    // SAFETY: it stays open until its worker leaves or goes on, which comes after this.
+    let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+    socket.try_clone_to_owned().unwrap()
+}
