@@ -18,6 +18,7 @@ pub mod rotation;
 pub mod route;
 pub mod seats;
 pub mod service;
+pub mod share;
 pub mod snapshot;
 pub mod source;
 pub mod table;

@@ -140,7 +140,7 @@ impl Registry {
     pub fn apply(&mut self, change: Change, now: Now) -> Result<Applied, Fault> {
         match change {
             Change::Register(registration) => self.register(registration, now),
-            Change::Claim { wanted, drains, prevails } => self.claim(wanted, drains, prevails, now),
+            Change::Claim { wanted, drains } => self.claim(wanted, drains, now),
             Change::Unclaim { service, address, .. } => Ok(self.unclaim(service, address)),
             Change::Unregister { source, service, address } => {
                 let id = self.owned(source, service, address)?;

@@ -74,13 +74,12 @@ pub enum Change {
     /// caller has just connected to it, or may not.
     Register(Registration),
     /// Other balancers say that it is registered at them, for how many of them this is said once. They are one
-    /// source ([`Source::Cluster`]); a backend that has one of its own here keeps that.
+    /// source ([`Source::Cluster`]); a backend that has one of its own here keeps that, and is what the newest word
+    /// of all makes it.
     Claim {
         wanted: Registration,
         /// Who has asked for its drain at one of them.
         drains: Option<DrainedBy>,
-        /// Whether that is newer than what was said here.
-        prevails: bool,
     },
     /// None of them says so any more; `why` is for the log.
     Unclaim { service: ServiceId, address: SocketAddr, is_lost: bool, why: &'static str },

@@ -13,7 +13,6 @@ impl Registry {
         &mut self,
         wanted: Registration,
         drains: Option<DrainedBy>,
-        prevails: bool,
         now: Now,
     ) -> Result<Applied, Fault> {
         debug_assert_eq!(wanted.source, Source::Cluster, "claims are what other balancers say");
@@ -29,11 +28,6 @@ impl Registry {
             let left = self.remove(&[id]).left;
             let applied = self.apply(Change::Register(wanted), now)?;
             return Ok(Applied { left, ..self.drain_elsewhere(applied, drains) });
-        }
-        if !prevails {
-            self.entry(id).is_claimed = true;
-            let applied = Applied { backend: Some(id), ..Applied::default() };
-            return Ok(self.drain_elsewhere(applied, None));
         }
         self.check_other(&wanted)?;
         let entry = self.entry(id);

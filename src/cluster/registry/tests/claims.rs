@@ -10,7 +10,7 @@ fn claimed(port: u16, weight: u16) -> Registration {
 }
 
 fn claim(port: u16, weight: u16) -> Change {
-    Change::Claim { wanted: claimed(port, weight), drains: None, prevails: true }
+    Change::Claim { wanted: claimed(port, weight), drains: None }
 }
 
 fn unclaim(port: u16) -> Change {
@@ -60,15 +60,13 @@ fn a_backend_keeps_its_id_for_as_long_as_anybody_has_registered_it() {
 }
 
 #[test]
-fn what_is_newer_prevails() {
+fn a_backend_is_what_the_newest_word_makes_it() {
     let mut registry = registry(4);
     registry.apply(join(1, TCP, 80, 3), NOW).unwrap();
-    let weight = |registry: &Registry| registry.find(TCP, address(80)).unwrap().backend.weight;
-    let older = Change::Claim { wanted: claimed(80, 5), drains: None, prevails: false };
-    assert!(!registry.apply(older, NOW).unwrap().changed);
-    assert_eq!(weight(&registry), 3);
     assert!(registry.apply(claim(80, 5), NOW).unwrap().changed);
-    assert_eq!(weight(&registry), 5);
+    assert_eq!(registry.find(TCP, address(80)).unwrap().backend.weight, 5);
+    assert!(registry.apply(join(1, TCP, 80, 2), NOW).unwrap().changed);
+    assert_eq!(registry.find(TCP, address(80)).unwrap().backend.weight, 2);
 }
 
 #[test]
@@ -77,8 +75,7 @@ fn a_drain_elsewhere_is_one_here_until_it_is_taken_back_there() {
     registry.apply(join(1, TCP, 80, 1), NOW).unwrap();
     for port in [80, 81] {
         for by in [DrainedBy::Owner, DrainedBy::Operator] {
-            let (wanted, prevails) = (claimed(port, 1), true);
-            let drains = Change::Claim { wanted, drains: Some(by), prevails };
+            let drains = Change::Claim { wanted: claimed(port, 1), drains: Some(by) };
             let backend = registry.apply(drains, NOW).unwrap().backend.unwrap();
             assert_eq!(standing(&registry, port), Some(Standing::Draining));
             assert_eq!(registry.get(backend).unwrap().drained_by(), Some(by));
@@ -100,7 +97,7 @@ fn a_claimed_backend_that_is_reached_otherwise_is_another_one() {
     let first = registry.apply(claim(80, 1), NOW).unwrap().backend;
     let tls = Some(crate::tls::backends::BackendTls::default());
     let sealed = Registration { tls, ..claimed(80, 1) };
-    let sealed = Change::Claim { wanted: sealed, drains: None, prevails: true };
+    let sealed = Change::Claim { wanted: sealed, drains: None };
     let second = registry.apply(sealed, NOW).unwrap();
     assert!(second.joined && second.backend != first);
     assert_eq!(second.left.first().map(|entry| entry.backend.id), first);
