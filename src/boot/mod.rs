@@ -117,9 +117,13 @@ pub fn serve(
     // A long answer to an operator would hold up the users of a worker on the same core.
     sys::pin(&plane.cores.control);
     let claims = plane.cores.into_claims();
-    let old = old.map(|old| (old, plane.awaited));
+    let (is_successor, old) = (old.is_some(), old.map(|old| (old, plane.awaited)));
     let means = Means { program: heirs(program, demo.is_some()), own, claims, cores, old };
     let outcome = control.run(reload, means).map_err(|error| Trouble(error.to_string()));
+    if is_successor && outcome.is_err() {
+        // Its workers stand still, hold nothing of anybody's, and end with the process.
+        return outcome;
+    }
     plane.threads.join();
     if let Some(demo) = demo {
         demo.stop();

@@ -164,7 +164,7 @@ impl Backend {
     pub fn register(balancer: &Balancer, protocol: &str, port: u16) -> Backend {
         let mut control = TcpStream::connect(balancer.door("control")).unwrap();
         let request = format!(
-            "{{\"type\":\"register\",\"protocol\":\"{protocol}\",\"port\":{port},\"id\":1}}\n"
+            "{{\"cmd\":\"register\",\"protocol\":\"{protocol}\",\"port\":{port}}}\n"
         );
         control.write_all(request.as_bytes()).unwrap();
         let mut lines = BufReader::new(control.try_clone().unwrap()).lines();
@@ -177,7 +177,7 @@ impl Backend {
             while let Some(Ok(line)) = lines.next() {
                 if line.contains("hello") {
                     hellos.fetch_add(1, Ordering::Relaxed);
-                    let _ = answers.write_all(b"{\"type\":\"hello\"}\n");
+                    let _ = answers.write_all(b"{\"ack\":\"hello\"}\n");
                 }
             }
             ended.fetch_add(1, Ordering::Relaxed);
