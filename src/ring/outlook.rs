@@ -23,14 +23,24 @@ const BYTES_ACKNOWLEDGED: usize = 120;
 /// `TCP_CLOSE`: the connection was reset, or given up by the kernel.
 const CLOSED: u8 = 7;
 
-/// What the kernel says about a connected socket's send queue. One call if it is empty, else two.
+/// What the kernel says about a connected socket's send queue. One call if it is empty, else two or three.
 pub fn outlook(socket: BorrowedFd<'_>) -> Outlook {
-    match queued(socket) {
-        0 => Outlook::default(),
-        queued => info(socket).map_or(Outlook { dead: true, ..Outlook::default() }, |info| {
-            Outlook { queued, ..read(&info) }
-        }),
+    look(|| queued(socket), || info(socket))
+}
+
+fn look(
+    mut queued: impl FnMut() -> u32,
+    info: impl FnOnce() -> Option<[u8; INFO_BYTES]>,
+) -> Outlook {
+    let before = queued();
+    if before == 0 {
+        return Outlook::default();
     }
+    let Some(info) = info() else { return Outlook { dead: true, ..Outlook::default() } };
+    let seen = read(&info);
+    // The connection may have ended well in between: its peer had finished, and acknowledged the last byte.
+    let queued = if seen.dead { queued() } else { before };
+    Outlook { queued, ..seen }
 }
 
 fn queued(socket: BorrowedFd<'_>) -> u32 {
@@ -147,6 +157,17 @@ mod tests {
             assert!(Instant::now() < end, "the reset never came");
         }
         assert!(outlook(near.as_fd()).queued > 0);
+    }
+
+    #[test]
+    fn what_was_acknowledged_while_it_was_looked_at_is_not_lost() {
+        let mut info = [0; INFO_BYTES];
+        for (state, left, lost) in [(CLOSED, 0, 0), (CLOSED, 7, 7), (1, 0, 9)] {
+            info[STATE] = state;
+            let mut queues = [9, left].into_iter();
+            let seen = look(|| queues.next().unwrap(), || Some(info));
+            assert_eq!((seen.queued, seen.dead), (lost, state == CLOSED));
+        }
     }
 
     #[test]
