@@ -6,7 +6,8 @@
 //!   source: Open --End--> Ended          receive: Idle <-> Armed, Splicing -> Cancelling -> Idle
 //!             \--error--> Failed                     \---> Starved (until blocks return)
 //!   sink:   Open --finished--> Finished (FIN sent)
-//!             \--error--> Gone
+//!            ^ \--error--> Gone
+//!            +----> Full (until there is room)
 //! ```
 //!
 //! A send under way when its peer resets the connection stops short without an error, and the
@@ -57,6 +58,8 @@ enum Source {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Sink {
     Open,
+    /// As open, but nothing is sent before the kernel says that there is room.
+    Full,
     Finished,
     Gone,
 }
@@ -94,7 +97,7 @@ impl Line {
             Source::Failed => LineBits::FAILED,
         };
         let sink = match self.sink {
-            Sink::Open => 0,
+            Sink::Open | Sink::Full => 0,
             Sink::Finished => LineBits::FINISHED,
             Sink::Gone => LineBits::GONE,
         };
@@ -225,6 +228,9 @@ impl Line {
     /// That answer has come.
     pub fn room_answered(&mut self) {
         self.room.answered();
+        if self.sink == Sink::Full {
+            self.sink = Sink::Open;
+        }
     }
 
     /// Starts sending what waits, unless a send is in flight.
@@ -252,6 +258,20 @@ impl Line {
                 pool.push(&mut rest, buf);
             }
             *waiting = rest;
+        }
+    }
+
+    /// A send took nothing, and was not waited for. On a socket that is not to block, which splicing makes it, the
+    /// kernel waits for a gathered send only so often, and then hands it to a thread that does not wait (Linux 6.18);
+    /// it need not even be full, as for a peer who has sent urgent data. So the next one begins when there is room.
+    #[cold]
+    pub fn not_waited_for(&mut self, side: Side, out: &mut impl FnMut(StreamCmd)) {
+        if self.sink != Sink::Open || self.room.is_seen() {
+            return;
+        }
+        self.sink = Sink::Full;
+        if let Some(Question { first }) = self.room.ask() {
+            out(StreamCmd::AwaitRoom { side, first });
         }
     }
 
@@ -293,7 +313,7 @@ impl Line {
 
     /// Whether the peer may still be sent to.
     pub fn takes(&self) -> bool {
-        self.sink == Sink::Open
+        matches!(self.sink, Sink::Open | Sink::Full)
     }
 
     /// Whether the peer was told that no more will come.
@@ -420,7 +440,7 @@ impl Line {
 
     fn failed(&mut self) {
         self.source = Source::Failed;
-        if self.sink == Sink::Open {
+        if self.takes() {
             self.sink = Sink::Gone;
         }
     }

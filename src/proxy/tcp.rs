@@ -18,6 +18,8 @@
 //! A reset is passed on as a reset, after what was received before it. That a side can no longer be
 //! sent to does not end what it has sent: its last words before it went are still delivered.
 
+use nix::errno::Errno;
+
 use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
 use super::{Event, Received, Side, Splice, Spliced, StreamCmd};
@@ -164,6 +166,10 @@ impl Relay {
                 }
             }
             Event::Sent { side, result: Ok(bytes) } => self.sent(side, bytes, pool),
+            Event::Sent { side, result: Err(Errno::EAGAIN) } => {
+                self.sent(side, 0, pool);
+                self.lines[side as usize].not_waited_for(side, out);
+            }
             Event::Sent { side, result: Err(_) } => self.send_failed(side, pool, out),
             Event::Room { side } => self.lines[side as usize].room_answered(),
             Event::Spliced { side, moved, held, how } => {

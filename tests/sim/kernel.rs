@@ -86,6 +86,8 @@ pub enum Until {
 pub struct Temper {
     pub short_sends: u64,
     pub failed_sends: u64,
+    /// Sends that are not waited for, although nothing is wrong.
+    pub unwaited_sends: u64,
     /// Receives that end although nothing is wrong.
     pub early_ends: u64,
     pub late_cancels: u64,
@@ -383,6 +385,12 @@ impl Kernel {
         let (stream, offset) = (conn.outward_stream(), conn.outward.written);
         if *taken == 0 && self.random.in_thousand(self.temper.failed_sends) {
             return self.complete(op.tag, Outcome::Sent(Err(Errno::ENOMEM)));
+        }
+        if *taken == 0 && self.temper.unwaited_sends > 0 {
+            let is_unwaited = self.random.in_thousand(self.temper.unwaited_sends);
+            if is_unwaited {
+                return self.complete(op.tag, Outcome::Sent(Err(Errno::EAGAIN)));
+            }
         }
         let left = *bytes - *taken;
         let most = if self.random.half() { left } else { self.random.between(1, left) };

@@ -240,7 +240,8 @@ impl Laws {
         let send = ways.send.take();
         let hurried = send.as_ref().is_some_and(|send| send.hurried && !send.cancelled);
         let asked = send.is_some_and(|send| !send.cancelled);
-        let recalled = hurried && result == Err(Errno::ECANCELED);
+        // Nothing of it was lost either if it was not waited for.
+        let recalled = hurried && result == Err(Errno::ECANCELED) || result == Err(Errno::EAGAIN);
         if asked && !recalled {
             session.touched_at = now;
         }

@@ -317,13 +317,15 @@ fn frost(calm: Plan, random: &mut Random) -> Plan {
         2 => churn(calm, random),
         _ => streams(calm, random),
     };
-    Plan { freezes, ..plan }
+    let temper = Temper { unwaited_sends: some(random, 300), ..plan.temper };
+    Plan { freezes, temper, ..plan }
 }
 
 fn temper(random: &mut Random) -> Temper {
     Temper {
         short_sends: some(random, 300),
         failed_sends: some(random, 20),
+        unwaited_sends: 0,
         early_ends: some(random, 100),
         late_cancels: some(random, 1000),
         sluggish: random.below(800),

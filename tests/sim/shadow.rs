@@ -452,7 +452,9 @@ impl Session {
                 to.gone
             )
         };
-        let unsent = !flow.waiting.is_empty() && to.send.is_none() && !to.gone;
+        let full = to.room.is_some() && !conns[to.conn.unwrap_or_default()].is_roomy();
+        // A send that was not waited for goes out again when there is room.
+        let unsent = !flow.waiting.is_empty() && to.send.is_none() && !to.gone && !full;
         check(!unsent, law::WAKE, told);
         let drained = flow.blocks() == 0;
         let unfinished =
@@ -462,7 +464,6 @@ impl Session {
         check(!(from.gone && to.gone), law::WAKE, told);
         let conn = &conns[from.conn.expect("a session that relays has two connections")];
         let readable = conn.is_readable() && !from.ended && !from.failed;
-        let full = to.room.is_some() && !conns[to.conn.unwrap_or_default()].is_roomy();
         let excused = to.send.is_some() || to.gone || from.starved || full;
         check(!readable || from.receive.is_some() || excused, law::WAKE, told);
     }

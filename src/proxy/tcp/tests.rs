@@ -339,3 +339,20 @@ fn a_session_is_over_when_neither_side_can_be_written_to() {
     stage.sent(Client, Err(Errno::EPIPE));
     assert_eq!(stage.relay.progress(), Progress::Over(EndReason::ClientReset));
 }
+
+#[test]
+fn a_send_that_was_not_waited_for_goes_out_again_when_there_is_room_and_loses_nothing() {
+    let mut stage = Stage::new();
+    stage.data(Client, 10);
+    let asked = [StreamCmd::AwaitRoom { side: Backend, first: true }];
+    assert_eq!(stage.sent(Backend, Err(Errno::EAGAIN)), asked);
+    assert_eq!(stage.data(Client, 3), [], "not before there is room");
+    assert_eq!(stage.over(Client, Received::End), []);
+    assert_eq!(sends(&stage.handle(Event::Room { side: Backend })), [(Backend, 2)]);
+    let asked = [StreamCmd::AwaitRoom { side: Backend, first: false }];
+    assert_eq!(stage.sent(Backend, Err(Errno::EAGAIN)), asked, "and again");
+    stage.handle(Event::Room { side: Backend });
+    assert_eq!(stage.sent(Backend, Ok(13)), [StreamCmd::FinishWriting { side: Backend }]);
+    assert_eq!(stage.relay.delivered(Client), 13);
+    assert!(!stage.relay.is_truncated());
+}
