@@ -293,7 +293,7 @@ impl Post {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::cell::RefCell;
     use std::os::fd::{OwnedFd, RawFd};
     use std::rc::Rc;
@@ -397,18 +397,18 @@ mod tests {
     }
 
     /// A loop with two scripted drivers of neighbouring families.
-    struct Stage {
-        shell: Shell,
+    pub struct Stage {
+        pub shell: Shell,
         scripts: [Rc<RefCell<Script>>; 2],
-        control: ControlEnd,
-        publisher: Publisher<Snapshot>,
+        pub control: ControlEnd,
+        pub publisher: Publisher<Snapshot>,
     }
 
     const AT: Now = Now::from_nanos(9);
 
     impl Stage {
         /// Both drivers have had their first turn.
-        fn new() -> Stage {
+        pub fn new() -> Stage {
             let Joined { books, control, publisher, snapshots, orders, doors, brake, wake } =
                 joined(Snapshot::default(), 1);
             let scripts = [(); 2].map(|()| Rc::<RefCell<Script>>::default());
@@ -446,7 +446,7 @@ mod tests {
         }
 
         /// What each driver has been asked since the last call.
-        fn said(&self) -> [String; 2] {
+        pub fn said(&self) -> [String; 2] {
             let take = |script: &Rc<RefCell<Script>>| {
                 std::mem::take(&mut script.borrow_mut().said).join(", ")
             };

@@ -212,10 +212,51 @@ impl Shell {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::thread;
+
     use super::*;
+    use crate::cluster::Snapshot;
     use crate::worker::brake::Brake;
+    use crate::worker::shell::tests::Stage;
 
     const AT: Now = Now::from_nanos(1_000_000_000);
+
+    /// What the drivers hear while the control core makes these requests, one after another.
+    fn heard(stage: &mut Stage, requests: &'static [Request]) -> String {
+        let brake = Arc::clone(&stage.control.brake);
+        let control = thread::spawn(move || {
+            for what in requests {
+                match what {
+                    Request::Inherit => brake.give(Estate::new(9)),
+                    what => brake.ask(*what),
+                }
+                while !brake.is_done() {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                if *what == Request::Describe {
+                    assert!(brake.take_estate().is_some());
+                }
+            }
+        });
+        stage.shell.stand_still(&mut Vec::new()).unwrap();
+        control.join().unwrap();
+        let [first, second] = stage.said();
+        assert_eq!(first, second);
+        first
+    }
+
+    #[test]
+    fn requests_are_carried_out_in_turn_and_a_worker_that_has_left_lets_nobody_in() {
+        let mut stage = Stage::new();
+        stage.publisher.publish(Snapshot { version: 7, ..Snapshot::default() });
+        stage.control.orders.push(Order::Drain).unwrap();
+        let said = heard(&mut stage, &[Request::Freeze, Request::Describe, Request::Thaw]);
+        assert_eq!(said, "freeze, describe, adopt 7, thaw", "orders wait");
+        stage.publisher.publish(Snapshot { version: 8, ..Snapshot::default() });
+        let said = heard(&mut stage, &[Request::Inherit, Request::Freeze, Request::Leave]);
+        assert_eq!(said, "freeze, adopt 8, inherit at version 8, leave, thaw, Drain");
+    }
 
     fn asked(what: Request) -> Asked {
         let brake = Brake::default();
