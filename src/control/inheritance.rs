@@ -60,7 +60,7 @@ pub fn take_up(
     let heir = control.inherit(&legacy, sockets, Now::read())?;
     let hub = Rc::clone(&heir.core().hub);
     let mut hub = hub.borrow_mut();
-    let taken = take_workers(estates, &awaited, &mut hub).and_then(|()| {
+    let taken = take_workers(estates, &awaited, &old, &mut hub).and_then(|()| {
         pause_at("checked");
         let gone = "the process that started this one has taken everything back";
         token.take().then_some(()).ok_or_else(|| gone.to_owned())
@@ -90,9 +90,10 @@ pub fn take_up(
 fn take_workers(
     mut estates: Vec<Estate<OwnedFd>>,
     awaited: &[OpenDoor],
+    old: &Predecessor,
     hub: &mut Hub,
 ) -> Result<(), String> {
-    hand_out_doors(&mut estates, awaited, hub)?;
+    hand_out_doors(&mut estates, awaited, old, hub)?;
     hub.workers.take_over(estates, TAKING_PATIENCE)
 }
 
@@ -101,6 +102,7 @@ fn take_workers(
 fn hand_out_doors(
     estates: &mut [Estate<OwnedFd>],
     awaited: &[OpenDoor],
+    old: &Predecessor,
     hub: &mut Hub,
 ) -> Result<(), String> {
     let mut sockets: Vec<(DoorId, Vec<OwnedFd>)> = Vec::new();
@@ -111,7 +113,7 @@ fn hand_out_doors(
             return Err("its doors have other sockets than it says".into());
         }
         for (record, socket) in records.into_iter().zip(doors.sockets) {
-            let id = DoorId(record.door.get());
+            let id = DoorId(old.asked_for_as(record.door.get()));
             match sockets.iter_mut().find(|(door, _)| *door == id) {
                 Some((_, all)) => all.push(socket),
                 None => sockets.push((id, vec![socket])),

@@ -2,6 +2,7 @@
 //! about the news; the steps of a handover are `succession`'s and `inheritance`'s.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tracing::{info, warn};
@@ -9,10 +10,13 @@ use tracing::{info, warn};
 use super::Core;
 use super::inheritance::Heard;
 use super::manager::Manager;
-use super::succession::{Means, Started, Succession};
+use super::succession::{Failure, Means, Started, Succession};
 use crate::base::time::Now;
 use crate::handover::channel::Packet;
 use crate::handover::words::Word;
+
+/// How long after a handover to which somebody came late it is tried once more.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What there is to hear.
 pub enum News {
@@ -32,6 +36,8 @@ pub struct Kin {
     succession: Succession,
     started: mpsc::Receiver<Started>,
     heard: Option<Heard>,
+    /// The last handover came to nothing, and another follows.
+    has_failed: bool,
 }
 
 impl Kin {
@@ -42,7 +48,7 @@ impl Kin {
         hub.handover.barred = means.program.as_ref().err().cloned();
         let wanted = Rc::clone(&hub.upgrade_wanted);
         let (succession, started) = Succession::new(means);
-        Kin { wanted, succession, started, heard }
+        Kin { wanted, succession, started, heard, has_failed: false }
     }
 
     /// The next news.
@@ -63,14 +69,13 @@ impl Kin {
                     core.hub.borrow_mut().handover.failed(Now::read(), "ask", why);
                 }
             }
-            News::Started(started) => {
-                if self.succession.started(started, core)
-                    && let Some(successor) = self.succession.successor()
-                {
+            News::Started(started) => match self.succession.started(started, core) {
+                Ok(()) => self.succession.successor().into_iter().for_each(|successor| {
                     manager.is_succeeded_by(successor.pid());
                     successor.is_main();
-                }
-            }
+                }),
+                Err(failure) => self.failed(failure, core),
+            },
             News::Heard(Packet { word: Word::Main, .. }) => manager.is_main(&core.hub.borrow()),
             News::Heard(Packet { word: Word::Difference, body, .. }) => {
                 let news = serde_json::from_slice(&body).map_err(|error| error.to_string());
@@ -86,6 +91,22 @@ impl Kin {
                 manager.is_main(&core.hub.borrow());
             }
         }
+    }
+
+    /// Tries once more if somebody was late.
+    fn failed(&mut self, failure: Failure, core: &Core) {
+        let is_first = !std::mem::replace(&mut self.has_failed, true);
+        if failure.may_pass() && is_first {
+            let wanted = Rc::clone(&self.wanted);
+            tokio_uring::spawn(async move {
+                tokio::time::sleep(AGAIN_AFTER).await;
+                wanted.notify_one();
+            });
+            return;
+        }
+        self.has_failed = false;
+        let Failure { step, why } = failure;
+        core.hub.borrow_mut().handover.failed(Now::read(), step, why);
     }
 
     /// Tells the successor what is still counted here, if there is one. Called on every tick.

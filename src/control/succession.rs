@@ -69,6 +69,13 @@ pub struct Failure {
     pub why: String,
 }
 
+impl Failure {
+    /// Whether it may go better another time: somebody was late, as on a host that had much else to do.
+    pub fn may_pass(&self) -> bool {
+        ["freeze", "describe", "state", "commit"].contains(&self.step)
+    }
+}
+
 fn fail<T>(step: &'static str, why: impl Into<String>) -> Result<T, Failure> {
     Err(Failure { step, why: why.into() })
 }
@@ -159,24 +166,22 @@ impl Succession {
         }
     }
 
-    /// A successor could go on, or there is none. Leaves everything to it; true if it serves from now on.
-    pub fn started(&mut self, started: Started, core: &Core) -> bool {
+    /// A successor could go on, or there is none. Leaves everything to it, and it serves from then on.
+    ///
+    /// # Errors
+    /// Why this process goes on.
+    pub fn started(&mut self, started: Started, core: &Core) -> Result<(), Failure> {
         self.phase = Phase::Serving;
-        match started.and_then(|(successor, offer)| hand_over(successor, &offer, core)) {
-            Ok((successor, remains)) => {
-                info!(pid = successor.pid(), "a successor serves in this process's place");
-                self.phase = Phase::Lingering(successor, remains);
-                // Nobody else is to have them when the successor closes them.
-                (self.own, self.claims) = (Vec::new(), Vec::new());
-                core.hub.borrow_mut().handover.lingers();
-                true
-            }
-            Err(Failure { step, why }) => {
-                error!(step, reason = why, "no successor: this process goes on");
-                core.hub.borrow_mut().handover.failed(Now::read(), step, why);
-                false
-            }
-        }
+        let handed = started.and_then(|(successor, offer)| hand_over(successor, &offer, core));
+        let (successor, remains) = handed.inspect_err(|Failure { step, why }| {
+            error!(step, reason = why, "no successor: this process goes on");
+        })?;
+        info!(pid = successor.pid(), "a successor serves in this process's place");
+        self.phase = Phase::Lingering(successor, remains);
+        // Nobody else is to have them when the successor closes them.
+        (self.own, self.claims) = (Vec::new(), Vec::new());
+        core.hub.borrow_mut().handover.lingers();
+        Ok(())
     }
 
     /// The process that serves now, once it does.

@@ -27,6 +27,8 @@ pub struct Predecessor {
     own: Vec<(OwnDoor, Option<OwnedFd>)>,
     /// Doors of users that nobody has asked for yet.
     users: Vec<UserDoor>,
+    /// Doors that are where another is, which has been asked for.
+    beside: Vec<(u16, u16)>,
     claims: Vec<(usize, OwnedFd)>,
 }
 
@@ -76,7 +78,14 @@ impl Predecessor {
             return Err(garbled("other descriptors than it named"));
         }
         let users = hello.doors.clone();
-        Ok(Predecessor { channel: Arc::new(channel), hello, own, users, claims })
+        Ok(Predecessor {
+            channel: Arc::new(channel),
+            hello,
+            own,
+            users,
+            beside: Vec::new(),
+            claims,
+        })
     }
 
     /// The way to it, for whoever finds out that this process cannot go on.
@@ -131,7 +140,18 @@ impl Predecessor {
             is_there && door.protocol == wanted.protocol && door.is_tls == wanted.is_tls
         };
         let place = self.users.iter().position(is_it)?;
-        Some(self.users.remove(place))
+        let door = self.users.remove(place);
+        let is_beside =
+            |other: &mut UserDoor| other.address == door.address && other.protocol == door.protocol;
+        let beside = self.users.extract_if(.., is_beside);
+        self.beside.extend(beside.map(|other| (other.id, door.id)));
+        Some(door)
+    }
+
+    /// The number by which the sockets of a door are asked for: that of another one, if both are in one place.
+    pub fn asked_for_as(&self, door: u16) -> u16 {
+        let beside = self.beside.iter().find(|(other, _)| *other == door);
+        beside.map_or(door, |(_, asked)| *asked)
     }
 
     /// The name in `Via` that it has made up.

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::process::Folder;
-use crate::wait::{PATIENCE, wait_for};
+use crate::wait::wait_for;
 
 /// A real `lb serve`, and every process that has succeeded it.
 pub struct Balancer {
@@ -94,16 +94,6 @@ impl Balancer {
         self.status()["pid"].as_u64().unwrap() as u32
     }
 
-    pub fn metrics(&self) -> String {
-        let head = "GET /metrics HTTP/1.0\r\n\r\n";
-        let mut stream = TcpStream::connect(self.door("admin")).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
     /// What `lb upgrade` says of an attempt.
     pub fn try_upgrade(&self) -> Output {
         let output = self.command("upgrade").output().unwrap();
@@ -111,13 +101,18 @@ impl Balancer {
         output
     }
 
-    /// Hands over, and returns for how long nobody was served, in milliseconds.
+    /// Hands over, and returns for how long nobody was served, in milliseconds. On a machine that has much else to
+    /// do, a successor may be too late, and nothing has changed.
     #[track_caller]
     pub fn upgrade(&self) -> f64 {
         let before = self.pid();
-        let output = self.try_upgrade();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{said}\n{}", self.log());
+        wait_for("a successor that is not late", || {
+            let output = self.try_upgrade();
+            let said = String::from_utf8_lossy(&output.stderr);
+            let is_late = said.contains("in time");
+            assert!(output.status.success() || is_late, "{said}");
+            output.status.success().then_some(())
+        });
         let status = self.status();
         assert_ne!(status["pid"].as_u64().unwrap() as u32, before);
         status["handover"]["taken"]["stall_us"].as_u64().unwrap() as f64 / 1000.0
@@ -154,7 +149,6 @@ impl Drop for Balancer {
 
 /// A backend that registers itself, answers hellos, and notices if its control connection ends.
 pub struct Backend {
-    pub hellos: Arc<AtomicU64>,
     pub ended: Arc<AtomicU64>,
     control: TcpStream,
 }
@@ -163,20 +157,18 @@ impl Backend {
     /// Registers a port of this host for a service, and goes on answering.
     pub fn register(balancer: &Balancer, protocol: &str, port: u16) -> Backend {
         let mut control = TcpStream::connect(balancer.door("control")).unwrap();
-        let request = format!(
-            "{{\"cmd\":\"register\",\"protocol\":\"{protocol}\",\"port\":{port}}}\n"
-        );
+        let request =
+            format!("{{\"cmd\":\"register\",\"protocol\":\"{protocol}\",\"port\":{port}}}\n");
         control.write_all(request.as_bytes()).unwrap();
         let mut lines = BufReader::new(control.try_clone().unwrap()).lines();
         let first = lines.next().unwrap().unwrap();
         assert!(first.contains("successful"), "{first}");
-        let (hellos, ended) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
-        let backend = Backend { hellos: Arc::clone(&hellos), ended: Arc::clone(&ended), control };
+        let ended = Arc::<AtomicU64>::default();
+        let backend = Backend { ended: Arc::clone(&ended), control };
         let mut answers = backend.control.try_clone().unwrap();
         thread::spawn(move || {
             while let Some(Ok(line)) = lines.next() {
                 if line.contains("hello") {
-                    hellos.fetch_add(1, Ordering::Relaxed);
                     let _ = answers.write_all(b"{\"ack\":\"hello\"}\n");
                 }
             }

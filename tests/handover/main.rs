@@ -2,6 +2,7 @@
 
 mod failures;
 mod harness;
+mod operators;
 mod sessions;
 
 #[path = "../common/process.rs"]

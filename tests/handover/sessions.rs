@@ -84,7 +84,12 @@ fn stream(user: TcpStream, seed: u64, most: u64, stop: &Arc<AtomicBool>) -> Join
 }
 
 /// A user of datagrams, each of which comes back once and in order.
-fn datagrams(balancer: &Balancer, count: usize, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
+fn datagrams(
+    balancer: &Balancer,
+    count: usize,
+    stop: &Arc<AtomicBool>,
+    rounds: &Arc<AtomicU64>,
+) -> JoinHandle<()> {
     let users: Vec<_> = (0..count)
         .map(|_| {
             let user = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -93,7 +98,7 @@ fn datagrams(balancer: &Balancer, count: usize, stop: &Arc<AtomicBool>) -> JoinH
             user
         })
         .collect();
-    let stop = Arc::clone(stop);
+    let (stop, rounds) = (Arc::clone(stop), Arc::clone(rounds));
     thread::spawn(move || {
         let mut round = 0u64;
         while !stop.load(Ordering::Relaxed) {
@@ -113,6 +118,7 @@ fn datagrams(balancer: &Balancer, count: usize, stop: &Arc<AtomicBool>) -> JoinH
                 }
             }
             round += 1;
+            rounds.fetch_add(1, Ordering::Relaxed);
         }
     })
 }
@@ -139,11 +145,24 @@ fn upgrades() -> usize {
     std::env::var("LB_TEST_UPGRADES").ok().and_then(|it| it.parse().ok()).unwrap_or(6)
 }
 
+/// Hands over again and again, each time once `rounds` says that everybody has gone on, and then tells them to stop.
+fn hand_over_often(balancer: &Balancer, stop: &AtomicBool, rounds: impl Fn() -> u64) {
+    for _ in 0..upgrades() {
+        let (before, old) = (rounds(), balancer.pid());
+        let stall = balancer.upgrade();
+        println!("nobody was served for {stall:.1} ms");
+        wait_for("everybody to go on", || (rounds() > before + 2).then_some(()));
+        balancer.wait_for_end(old);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let status = balancer.status();
+    assert_eq!(status["handover"]["generation"], upgrades() as u64);
+}
+
 #[test]
-fn upgrades_in_a_row_lose_nothing() {
+fn upgrades_in_a_row_lose_no_byte() {
     let balancer = Balancer::start("workers = 1\n");
-    let tcp = Backend::register(&balancer, "tcp", echo_streams());
-    let udp = Backend::register(&balancer, "udp", echo_datagrams());
+    let backend = Backend::register(&balancer, "tcp", echo_streams());
     let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::<AtomicU64>::default());
     let talkers = talkers(&balancer, 100, &stop, &rounds);
     let streams: Vec<_> = [2000, 5000, 128 * 1024, 128 * 1024]
@@ -151,25 +170,26 @@ fn upgrades_in_a_row_lose_nothing() {
         .enumerate()
         .map(|(seed, most)| stream(user(&balancer), seed as u64, most, &stop))
         .collect();
-    let datagrams = datagrams(&balancer, 60, &stop);
     let churn = churn(&balancer, &stop);
-    for _ in 0..upgrades() {
-        let before = rounds.load(Ordering::Relaxed);
-        let old = balancer.pid();
-        balancer.upgrade();
-        wait_for("everybody to go on", || {
-            (rounds.load(Ordering::Relaxed) > before + 2).then_some(())
-        });
-        balancer.wait_for_end(old);
-    }
-    stop.store(true, Ordering::Relaxed);
+    hand_over_often(&balancer, &stop, || rounds.load(Ordering::Relaxed));
     talkers.join().unwrap();
     for stream in streams {
         assert!(stream.join().unwrap() > 0);
     }
-    datagrams.join().unwrap();
     assert!(churn.join().unwrap() > 0);
-    assert!(tcp.is_connected() && udp.is_connected(), "no backend had to come again");
+    assert!(backend.is_connected(), "no backend had to come again");
     let status = balancer.status();
-    assert_eq!(status["handover"]["generation"], upgrades() as u64);
+    let total = &status["backends"][0]["sessions_total"];
+    assert!(total.as_u64().unwrap() > 100, "counters go on: {total}");
+}
+
+#[test]
+fn upgrades_in_a_row_lose_no_datagram() {
+    let balancer = Balancer::start("workers = 1\n");
+    let backend = Backend::register(&balancer, "udp", echo_datagrams());
+    let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::<AtomicU64>::default());
+    let datagrams = datagrams(&balancer, 60, &stop, &rounds);
+    hand_over_often(&balancer, &stop, || rounds.load(Ordering::Relaxed));
+    datagrams.join().unwrap();
+    assert!(backend.is_connected(), "no backend had to come again");
 }

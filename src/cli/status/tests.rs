@@ -101,6 +101,7 @@ pub fn status() -> Status {
             connect: Percentiles { count: 9, p50_us: Some(200), ..Percentiles::default() },
             ..Timings::default()
         },
+        handover: crate::control::status::HandoverStatus::default(),
         reload: ReloadStatus::default(),
         control: BTreeMap::new(),
     }

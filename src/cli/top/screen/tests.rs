@@ -64,6 +64,7 @@ pub fn status(uptime_ms: u64, backends: Vec<BackendStatus>) -> Status {
         workers: Vec::new(),
         timings: Timings::default(),
         last_minute: BTreeMap::new(),
+        handover: crate::control::status::HandoverStatus::default(),
         reload: ReloadStatus::default(),
         control: BTreeMap::new(),
     }
