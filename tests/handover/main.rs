@@ -3,6 +3,7 @@
 mod failures;
 mod harness;
 mod operators;
+mod requests;
 mod sessions;
 
 #[path = "../common/process.rs"]
