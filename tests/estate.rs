@@ -5,11 +5,13 @@
 mod planes;
 #[path = "common/random.rs"]
 mod random;
+#[path = "estate/udp.rs"]
+mod udp;
 #[path = "common/wait.rs"]
 mod wait;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -138,7 +140,7 @@ fn identity(view: SessionView) -> SessionView {
 
 /// Has another worker take up the sessions of this one, which leaves and stops. Something is done before the other
 /// goes on.
-fn hand_over(mut old: Plane, start: impl Fn() -> Plane, meanwhile: impl FnOnce()) -> Plane {
+pub fn hand_over(mut old: Plane, start: impl Fn() -> Plane, meanwhile: impl FnOnce()) -> Plane {
     let new = start();
     new.request(Request::Freeze);
     let estate = delivered(old.describe());
@@ -275,5 +277,27 @@ fn a_worker_that_is_not_succeeded_goes_on_as_if_nothing_had_been() {
         plane.views().into_iter().map(identity).collect::<Vec<_>>(),
         before.into_iter().map(identity).collect::<Vec<_>>()
     );
+    plane.stop();
+}
+
+#[test]
+fn what_cannot_be_taken_up_is_refused_whole_and_goes_on_where_it_is() {
+    let backend = backend();
+    let start = || Plane::start(&config(), &[backend], &[]);
+    let plane = start();
+    let mut users: Vec<_> = (0..3).map(|_| user(&plane, ECHO)).collect();
+    users.iter_mut().for_each(ask);
+    let new = start();
+    new.request(Request::Freeze);
+    let mut spoilt = delivered(plane.describe());
+    let last = spoilt.tcp.sockets.len() - 1;
+    spoilt.tcp.sockets[last] = UdpSocket::bind("127.0.0.1:0").unwrap().into();
+    let said = new.inherit(spoilt);
+    assert_eq!(said.as_deref(), Some("a session's descriptor is no TCP socket"));
+    assert_eq!(new.sessions(), 0, "not even those before it");
+    new.request(Request::Thaw);
+    new.stop();
+    plane.request(Request::Thaw);
+    users.iter_mut().for_each(ask);
     plane.stop();
 }

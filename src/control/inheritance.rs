@@ -94,6 +94,9 @@ fn take_workers(
     hub: &mut Hub,
 ) -> Result<(), String> {
     hand_out_doors(&mut estates, awaited, old, hub)?;
+    let udp = hub.doors.open().iter().filter(|door| door.protocol == Protocol::Udp);
+    let here: Vec<_> = udp.map(|door| (door.id, door.address)).collect();
+    estates.iter_mut().for_each(|estate| estate.doors_here.clone_from(&here));
     hub.workers.take_over(estates, TAKING_PATIENCE)
 }
 

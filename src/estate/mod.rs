@@ -9,9 +9,14 @@
 pub mod entry;
 pub mod format;
 pub mod tcp;
+pub mod udp;
+
+use std::net::SocketAddr;
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::cluster::DoorId;
 
 /// The most bytes that one record may have, whoever wrote it.
 pub const RECORD_BYTES_MAX: usize = 1024;
@@ -39,6 +44,8 @@ pub struct Estate<S> {
     pub sources: Parcel<S>,
     /// Its sockets at the users' doors, a record for each.
     pub doors: Parcel<S>,
+    /// The UDP doors where this is taken up, which may have other numbers there. Does not travel.
+    pub doors_here: Vec<(DoorId, SocketAddr)>,
 }
 
 /// A socket at a users' door.
@@ -95,26 +102,26 @@ impl<S> Estate<S> {
     pub fn new(worker: u8) -> Estate<S> {
         let [places, tcp, udp, upstream, rests, sources, doors] =
             [(); 7].map(|()| Parcel::default());
-        Estate { worker, places, tcp, udp, upstream, rests, sources, doors }
+        Estate { worker, places, tcp, udp, upstream, rests, sources, doors, doors_here: Vec::new() }
     }
 
     /// All parcels, in the order in which they are written.
     pub fn parcels(self) -> [Parcel<S>; 7] {
-        let Estate { worker: _, places, tcp, udp, upstream, rests, sources, doors } = self;
+        let Estate { places, tcp, udp, upstream, rests, sources, doors, .. } = self;
         [places, tcp, udp, upstream, rests, sources, doors]
     }
 
     fn parcels_mut(&mut self) -> [&mut Parcel<S>; 7] {
-        let Estate { worker: _, places, tcp, udp, upstream, rests, sources, doors } = self;
+        let Estate { places, tcp, udp, upstream, rests, sources, doors, .. } = self;
         [places, tcp, udp, upstream, rests, sources, doors]
     }
 
     /// The same with other handles for the descriptors, in the same order.
     pub fn map<T>(self, mut socket: impl FnMut(S) -> T) -> Estate<T> {
-        let worker = self.worker;
+        let (worker, doors_here) = (self.worker, self.doors_here.clone());
         let parcels = self.parcels().map(|parcel| parcel.map(&mut socket));
         let [places, tcp, udp, upstream, rests, sources, doors] = parcels;
-        Estate { worker, places, tcp, udp, upstream, rests, sources, doors }
+        Estate { worker, places, tcp, udp, upstream, rests, sources, doors, doors_here }
     }
 }
 

@@ -26,6 +26,7 @@
 //! The ceiling rises when some backend has no free pair, and falls when none needs half of the open
 //! sockets. A socket above the ceiling is closed once its last pair is free.
 
+pub mod estate;
 mod peer;
 
 use std::cmp::Reverse;

@@ -165,6 +165,14 @@ pub fn datagram_upstream(v4: bool, gro: bool, tell: bool) -> io::Result<OwnedFd>
     Ok(socket.into())
 }
 
+/// Has a socket to backends report from now on which of our addresses each datagram was sent to. Best effort.
+pub fn tell_destination(socket: BorrowedFd<'_>, v4: bool) {
+    let _ = match v4 {
+        true => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true),
+        false => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true),
+    };
+}
+
 /// Best effort: smaller queues and single datagrams work as well.
 fn set_datagram_options(socket: &Socket, queue_bytes: usize, gro: bool) {
     if setsockopt(socket, sockopt::RcvBufForce, &queue_bytes).is_err() {

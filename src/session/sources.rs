@@ -117,7 +117,15 @@ impl Sources {
     /// which a caller that bounds its sessions by it never sees.
     pub fn charge(&mut self, client: IpAddr, now: Now) -> Option<SourceId> {
         self.forget_clear(now);
-        let prefix = prefix_of(client);
+        let held = self.hold(prefix_of(client))?;
+        let interval = self.interval().unwrap_or(0);
+        let source = &mut self.sources[held.index()];
+        source.clear_at = source.clear_at.max(now.nanos()) + interval;
+        Some(held)
+    }
+
+    /// Counts a session of a source, which was opened elsewhere and before. `None` as above.
+    pub fn hold(&mut self, prefix: u64) -> Option<SourceId> {
         let place = match self.find(prefix) {
             Some(place) => place,
             None => self.enter(prefix)?,
@@ -125,12 +133,32 @@ impl Sources {
         if self.sources[place as usize].held == 0 {
             self.vacant.remove(place);
         }
-        let interval = self.interval().unwrap_or(0);
         let source = &mut self.sources[place as usize];
         source.sessions += 1;
         source.held += 1;
-        source.clear_at = source.clear_at.max(now.nanos()) + interval;
         Some(SourceId(place))
+    }
+
+    /// The sources whose rate still matters, and when it no longer does.
+    pub fn rated(&self, now: Now) -> impl Iterator<Item = (u64, Now)> {
+        let all = self.index.iter().map(|place| &self.sources[*place as usize]);
+        let matters = all.filter(move |source| source.clear_at > now.nanos());
+        matters.map(|source| (source.prefix, Now::from_nanos(source.clear_at)))
+    }
+
+    /// Remembers the rate of a source that was seen elsewhere, if there is room.
+    pub fn remember(&mut self, prefix: u64, clear_at: Now, now: Now) {
+        // It is never further ahead.
+        let clear_at = clear_at.nanos().min(now.nanos() + 2 * SECOND);
+        if let Some(place) = self.find(prefix).or_else(|| self.enter(prefix)) {
+            let source = &mut self.sources[place as usize];
+            source.clear_at = source.clear_at.max(clear_at);
+        }
+    }
+
+    /// The address or network that a source is.
+    pub fn prefix(&self, source: SourceId) -> u64 {
+        self.sources[source.index()].prefix
     }
 
     /// What the source of `client` holds: its sessions, including ended ones that have not been let
@@ -222,7 +250,7 @@ impl Sources {
 }
 
 /// IPv4 addresses are numbered within ::/32, from which no IPv6 host but ::1 sends.
-fn prefix_of(client: IpAddr) -> u64 {
+pub fn prefix_of(client: IpAddr) -> u64 {
     match client.to_canonical() {
         IpAddr::V4(v4) => u64::from(v4.to_bits()),
         IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
@@ -309,6 +337,30 @@ mod tests {
             let allowed = 10 + ms / 100;
             assert_eq!(opened, allowed, "after {ms} ms");
         }
+    }
+
+    #[test]
+    fn sources_that_were_seen_elsewhere_count_as_there() {
+        let mut old = sources(2, 10, 10);
+        let [one, two] = [v4(1), v4(2)];
+        let held = old.charge(one, at(0)).unwrap();
+        (0..10).for_each(|_| {
+            let session = old.charge(two, at(0)).unwrap();
+            old.release(session);
+        });
+        let mut new = sources(2, 10, 10);
+        assert_eq!(old.prefix(held), prefix_of(one));
+        let again = new.hold(prefix_of(one)).unwrap();
+        assert_eq!(new.check(one, at(0)), Ok(()), "that has cost no rate");
+        new.hold(prefix_of(one)).unwrap();
+        assert_eq!(new.check(one, at(0)), Err(Exceeded::Sessions));
+        assert_eq!(new.check(two, at(0)), Ok(()));
+        old.rated(at(0)).for_each(|(prefix, clear_at)| new.remember(prefix, clear_at, at(0)));
+        assert_eq!(new.check(two, at(0)), Err(Exceeded::Rate));
+        new.remember(prefix_of(v4(3)), Now::NEVER, at(0));
+        assert_eq!(new.check(v4(3), at(2_000)), Ok(()));
+        new.release(again);
+        assert_eq!((new.held(one), new.held(two)), (1, 0));
     }
 
     #[test]

@@ -1,22 +1,25 @@
 //! Data planes that take up each other's sessions, in one process: the test stands in for both control cores.
 
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use lb::boot::DataPlane;
-use lb::cluster::{Backend, BackendId, Protocol, ServiceId, Standing};
+use lb::cluster::{Backend, BackendId, DoorId, Protocol, ServiceId, Standing};
 use lb::config::Config;
 use lb::estate::Estate;
 use lb::estate::format::State;
 use lb::proxy::line::Features;
+use lb::ring::sys;
 use lb::session::shards::SessionView;
 use lb::worker::brake::Request;
-use lb::worker::link::{Order, Report};
+use lb::worker::link::{DoorChange, Listener, Order, Report};
 
 use crate::wait::{PATIENCE, wait_for};
 
 pub struct Plane {
     pub plane: DataPlane,
+    /// Those that the test has opened.
+    pub udp_doors: Vec<(DoorId, SocketAddr)>,
 }
 
 pub fn config() -> Config {
@@ -53,7 +56,17 @@ impl Plane {
             .collect();
         let with = plane.snapshots.current().with(&backends);
         plane.snapshots.publish(with);
-        Plane { plane }
+        Plane { plane, udp_doors: Vec::new() }
+    }
+
+    /// Opens a UDP door over a copy of this socket.
+    pub fn open_udp_door(&mut self, id: DoorId, socket: &OwnedFd) {
+        let (socket, service) = (socket.try_clone().unwrap(), ServiceId::built_in(Protocol::Udp));
+        self.udp_doors.push((id, sys::local(socket.as_fd()).unwrap()));
+        let end = &mut self.plane.ends[0];
+        let listener = Listener { id, socket, service, is_tls: false };
+        end.doors.push((Protocol::Udp, DoorChange::Open(listener))).unwrap();
+        end.wake.write(1).unwrap();
     }
 
     pub fn user(&self) -> TcpStream {
@@ -78,8 +91,9 @@ impl Plane {
     }
 
     /// Takes that up; why it cannot.
-    pub fn inherit(&self, estate: Estate<OwnedFd>) -> Option<String> {
+    pub fn inherit(&self, mut estate: Estate<OwnedFd>) -> Option<String> {
         let end = &self.plane.ends[0];
+        estate.doors_here = self.udp_doors.clone();
         end.give(estate);
         wait_for("the heirs", || end.brake.is_done().then_some(()));
         end.brake.take_refusal()

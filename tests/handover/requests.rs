@@ -35,7 +35,8 @@ fn serve(mut to: TcpStream) -> Option<()> {
             line.clear();
         }
         if upgrade {
-            let head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
+            let head =
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
             to.write_all(head).ok()?;
             std::io::copy(&mut from, &mut to).ok()?;
             return None;
@@ -44,7 +45,9 @@ fn serve(mut to: TcpStream) -> Option<()> {
         while left > 0 {
             let most = bytes.len().min(left);
             let count = from.read(&mut bytes[..most]).ok().filter(|count| *count > 0)?;
-            sum = bytes[..count].iter().fold(sum, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte));
+            sum = bytes[..count]
+                .iter()
+                .fold(sum, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte));
             left -= count;
         }
         let body = format!("{len} {sum}");
@@ -137,7 +140,8 @@ fn an_upload_ends_whole() {
     let (balancer, _backend) = balancer();
     let body = pattern(3, 8 << 20);
     let mut client = Client::new(&balancer);
-    write!(client.to, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len()).unwrap();
+    write!(client.to, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len())
+        .unwrap();
     let (first, second) = body.split_at(body.len() / 2);
     client.to.write_all(first).unwrap();
     balancer.upgrade();

@@ -7,6 +7,7 @@
 
 mod burst;
 mod door;
+mod estate;
 mod retry;
 mod seam;
 mod still;

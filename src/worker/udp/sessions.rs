@@ -13,6 +13,7 @@
 
 mod backends;
 mod begin;
+pub mod estate;
 mod eviction;
 mod icmp;
 mod rolls;

@@ -1,7 +1,7 @@
 //! The life of a TCP session, played by hand: events in, commands out, against one worker's books.
 
-mod still;
 mod estate;
+mod still;
 
 use std::sync::Arc;
 use std::time::Duration;

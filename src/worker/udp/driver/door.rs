@@ -22,7 +22,7 @@ pub struct UdpDoor {
     pub(super) tag: Tag,
     pub(super) socket: OwnedFd,
     /// The address it is bound to.
-    at: SocketAddr,
+    pub(super) at: SocketAddr,
     /// Bound to all addresses, so that every reply has to name its source address.
     wildcard: bool,
     /// An IPv6 socket, which IPv4 users may reach as well.

@@ -1,6 +1,6 @@
 //! What the worker's loop asks of the UDP driver. Owns nothing: the driver's own methods do it.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::UdpDriver;
 use crate::base::time::Now;
@@ -54,8 +54,12 @@ impl Driver for UdpDriver {
         UdpDriver::is_still(self)
     }
 
-    fn describe(&mut self, _estate: &mut Estate<RawFd>, turn: &mut Turn<'_>) {
-        self.settle(turn);
+    fn describe(&mut self, estate: &mut Estate<RawFd>, turn: &mut Turn<'_>) {
+        self.describe_all(estate, turn);
+    }
+
+    fn inherit(&mut self, estate: &mut Estate<OwnedFd>, turn: &mut Turn<'_>) -> Result<(), String> {
+        self.inherit_all(estate, turn)
     }
 
     fn describe_doors(&self, doors: &mut Parcel<RawFd>) {

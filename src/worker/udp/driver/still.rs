@@ -34,9 +34,13 @@ impl UdpDriver {
         for door in std::mem::take(&mut self.doors).into_iter().flatten() {
             self.close_socket(door.tag, door.socket, turn.ring);
         }
-        if !std::mem::take(&mut self.described) {
-            return;
+        if std::mem::take(&mut self.described) {
+            self.forget_all(turn);
         }
+    }
+
+    /// Forgets all sessions and closes their sockets, of which others have duplicates.
+    pub(super) fn forget_all(&mut self, turn: &mut Turn<'_>) {
         self.sessions.forget_all(turn.now, turn.books);
         for family in [Family::V4, Family::V6] {
             let all = std::mem::take(&mut self.upstream[family as usize]);

@@ -90,6 +90,11 @@ impl Eviction {
         }
     }
 
+    /// Those pairs, the first to be clean first.
+    pub(super) fn cooling(&self) -> impl Iterator<Item = (Now, SourceId)> {
+        self.cooling.iter().copied()
+    }
+
     fn quiet(&self) -> usize {
         self.all.len(0) + self.all.len(1)
     }

@@ -1,6 +1,7 @@
 //! The life of a UDP session as a table of behaviour.
 
 mod doors;
+mod estate;
 mod eviction;
 mod handoff;
 mod icmp;

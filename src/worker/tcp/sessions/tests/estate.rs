@@ -28,11 +28,6 @@ impl Stage {
         self.act(|sessions, cx| sessions.take_up(record, &mut services, parcel, cx))
     }
 
-    fn thaw(&mut self) -> Vec<Cmd> {
-        self.act(|sessions, cx| sessions.thaw(cx));
-        self.said()
-    }
-
     /// Another worker that goes on with everything.
     fn elsewhere(&mut self) -> (Stage, Vec<Key>) {
         let (records, parcel) = self.left();

@@ -20,7 +20,7 @@ impl Stage {
         self.noted(key, Event::Received { side, what, more: true, nonempty: false })
     }
 
-    fn thaw(&mut self) -> Vec<Cmd> {
+    pub(super) fn thaw(&mut self) -> Vec<Cmd> {
         self.act(Sessions::thaw);
         self.said()
     }
