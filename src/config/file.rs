@@ -297,6 +297,18 @@ pub(super) mod tests {
         [control]
         allow = ["10.0.0.0/8"]
         secret_file = "secrets"
+        [cluster]
+        name = "shop"
+        node = "lb-a"
+        endpoints = ["https://10.1.0.5:2379"]
+        user = "lb"
+        password_file = "password"
+        ca_file = "etcd.pem"
+        cert_file = "lb.pem"
+        key_file = "lb.key"
+        secret_file = "cluster"
+        lease_ms = 3500
+        orphan_ms = 3600
         [admin]
         token_file = "tokens"
         socket = "admin.sock"

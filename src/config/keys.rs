@@ -4,6 +4,7 @@
 //! ([`super::kinds`]); how keys relate is up to `rules`.
 
 use super::clients::Demand;
+use super::cluster::{Endpoints, Name};
 use super::kinds::{
     Addresses, Bytes, Certificates, DoorAddress, File, Files, Given, Kind, Millis, MillisOrAuto,
     Networks, Number, NumberOrAuto, Switch, Via, Word,
@@ -235,6 +236,28 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Networks whose hosts may register, in CIDR notation; empty allows only this host.";
     "control" "secret_file", control.secret_file: File, Now,
         "File of shared secrets, one per line, any of which authenticates a backend; `\"\"` asks for none.";
+    "cluster" "name", cluster.name: Name(""), Restart,
+        "Name of the cluster whose balancers have one registry, the same at each of them; `\"\"` leaves this balancer alone.";
+    "cluster" "node", cluster.node: Name("auto"), Restart,
+        "What this balancer is called in the cluster; `\"auto\"`: as its host is.";
+    "cluster" "endpoints", cluster.endpoints: Endpoints, Restart,
+        "Members of the cluster's etcd (3.4 or newer, better 3.5.16), tried one after the other. Beyond loopback they need `secret_file`, or https with `user`.";
+    "cluster" "user", cluster.user: Name(""), Restart,
+        "Who this balancer is to etcd; `\"\"` if that asks nobody.";
+    "cluster" "password_file", cluster.password_file: File, Restart,
+        "File with the password of `user`.";
+    "cluster" "ca_file", cluster.ca_file: File, Restart,
+        "File with the certificates, in PEM, of the authorities that vouch for etcd's members; `\"\"` takes those that this host trusts.";
+    "cluster" "cert_file", cluster.cert_file: File, Restart,
+        "File with the certificate, in PEM, that is shown to etcd. With etcd's own users it must have no common name (CN).";
+    "cluster" "key_file", cluster.key_file: File, Restart,
+        "File with its key, in PEM, without a password.";
+    "cluster" "secret_file", cluster.secret_file: File, Restart,
+        "File of secrets that the balancers of the cluster share, one per line: the first seals what is written, and any of them opens it. The first also decides to which backend `\"source_hash\"` gives a user.";
+    "cluster" "lease_ms", cluster.lease: Millis(2000..=HOUR_MS), Restart,
+        "How long what this balancer has written outlives it in etcd.";
+    "cluster" "orphan_ms", cluster.orphan: Millis(1000..=HOUR_MS), Restart,
+        "How long after that its backends are still served by the others. The time counts only while etcd works.";
     "admin" "token_file", admin.token_file: File, Now,
         "File of tokens, one per line, any of which allows changes over the admin door from this host; `\"\"` allows none.";
     "admin" "socket", admin.socket: File, Restart,
@@ -336,6 +359,8 @@ mod tests {
         ("api.retries", 0, 10),
         ("tls.handshake_ms", 10, 3_600_000),
         ("tls.handshakes", 1, 1_048_576),
+        ("cluster.lease_ms", 2000, 3_600_000),
+        ("cluster.orphan_ms", 1000, 3_600_000),
         ("log.requests_per_second", 0, 10_000_000),
     ];
 
@@ -407,6 +432,7 @@ mod tests {
             "tls",
             "backend_tls",
             "control",
+            "cluster",
             "admin",
             "log",
         ];

@@ -1,11 +1,12 @@
 //! Every setting and every limit, as plain validated values. Owns the defaults; knows neither the
 //! command line nor file syntax (`config::file` reads TOML into this). `keys` is the table of
-//! settings, `clients` and `asking` of whom certificates are asked, `kinds` how their values are written, `units`
+//! settings, `cluster` of those of a cluster, `clients` and `asking` of whom certificates are asked, `kinds` how their values are written, `units`
 //! how times and sizes are, `rules` how settings constrain each other, `doubts` what deserves a warning, `reload`
 //! what a reload applies.
 
 mod asking;
 pub mod clients;
+pub mod cluster;
 pub mod doubts;
 pub mod file;
 pub mod joining;
@@ -49,6 +50,7 @@ pub struct Config {
     pub tls: Tls,
     pub backend_tls: BackendTls,
     pub control: Control,
+    pub cluster: cluster::Cluster,
     pub admin: Admin,
     pub log: Log,
     /// The named services, in the order of the file.

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::services::{CheckConfig, CheckKind, ServiceConfig, StaticBackend};
 use super::units::{SIZES, TIMES};
-use super::{Config, asking};
+use super::{Config, asking, cluster};
 use crate::cluster::doors::{Claimant, Claimed};
 use crate::cluster::route::{self, Conflict, Host};
 use crate::cluster::{FALLBACKS_MAX, Protocol, ServiceId};
@@ -61,6 +61,7 @@ pub fn check(config: &Config) -> Result<(), String> {
             ));
         }
     }
+    cluster::check(&config.cluster)?;
     doors_apart(config)?;
     services(config)
 }

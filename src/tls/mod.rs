@@ -15,6 +15,7 @@ pub mod engine;
 mod files;
 pub mod hello;
 pub mod keys;
+pub mod store;
 pub mod tickets;
 
 /// What workers need to know of TLS at one moment.
