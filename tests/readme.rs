@@ -19,10 +19,11 @@ fn root() -> &'static Path {
 }
 
 /// The README and the reference: every document checked against the program.
-const DOCUMENTS: [&str; 9] = [
+const DOCUMENTS: [&str; 10] = [
     "README.md",
     "deploy/doc/operating.md",
     "deploy/doc/containers.md",
+    "deploy/doc/cluster.md",
     "deploy/doc/settings.md",
     "deploy/doc/joining.md",
     "deploy/doc/relaying.md",

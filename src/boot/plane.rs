@@ -14,9 +14,12 @@ use super::{Trouble, capacity, tls};
 use crate::base::publish::Publisher;
 use crate::base::thread;
 use crate::base::time::Now;
+use crate::cluster::hash_key::HashKey;
 use crate::cluster::seats::Seats;
+use crate::cluster::share::seal::hash_key;
 use crate::cluster::{DoorId, Doors, Protocol, ServiceId, Snapshot};
 use crate::config::{Config, plans, rules};
+use crate::control::etcd;
 use crate::control::{
     self,
     doors::{NewDoor, OpenDoor, Opened, UserDoors, put_addresses},
@@ -315,7 +318,11 @@ fn first_snapshot(
     let claims = rules::claims(config).map_err(Trouble)?;
     let doors = Arc::new(doors.routing(&claims, &Doors::default()));
     let tls = tls::load(config, workers(config), None).map_err(Trouble)?;
-    Ok(Snapshot { report_sessions, services: all.into(), doors, tls, ..services })
+    let secrets = etcd::secrets(&config.cluster).map_err(Trouble)?;
+    // All balancers of a cluster give a user to the same backend, and who does not know the secret cannot work out to
+    // which.
+    let key = secrets.map_or_else(HashKey::default, |secrets| hash_key(secrets.first()));
+    Ok(Snapshot { report_sessions, services: all.into(), doors, tls, key, ..services })
 }
 
 /// A start for a sequence of random numbers, different each time.

@@ -4,10 +4,12 @@
 mod backend;
 mod bench;
 mod check;
+mod cluster;
 mod door;
 mod drain;
 mod end;
 mod flags;
+mod health;
 mod naming;
 mod papers;
 mod reload;
@@ -66,6 +68,8 @@ enum Command {
     Weight(weight::Arguments),
     Shift(shift::Arguments),
     End(end::Arguments),
+    Cluster(cluster::Arguments),
+    Health(health::Arguments),
     Reload(reload::Arguments),
     Upgrade(upgrade::Arguments),
     Stop(stop::Arguments),
@@ -110,6 +114,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Err(failure) => Err(failure),
         },
         Command::Status(arguments) => status::run(arguments),
+        Command::Cluster(arguments) => cluster::run(arguments),
+        Command::Health(arguments) => health::run(arguments),
         Command::Reload(arguments) => reload::run(arguments),
         Command::Sessions(arguments) => sessions::run(arguments),
         Command::Drain(arguments) => match drain::run(arguments) {

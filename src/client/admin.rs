@@ -50,6 +50,14 @@ pub fn read_status(admin: &str, text: &[u8]) -> Result<Status, String> {
     read(admin, "/status", text)
 }
 
+/// Whether the balancer should be sent users.
+///
+/// # Errors
+/// Why not, or that it does not answer.
+pub async fn health(admin: &str) -> Result<(), String> {
+    get(admin, "/healthz?users").await.map(drop)
+}
+
 /// Up to `most` sessions that pass these filters, page by page from `after` on, and where the rest begins if
 /// there are more. The filters are those of `/sessions`.
 ///

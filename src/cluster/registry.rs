@@ -53,6 +53,11 @@ impl Registered {
     pub fn drained_by(&self) -> Option<DrainedBy> {
         self.against.drained_by()
     }
+
+    /// The same, if it was asked for here.
+    pub fn drained_here(&self) -> Option<DrainedBy> {
+        Against { drained_elsewhere: None, ..self.against }.drained_by()
+    }
 }
 
 /// A service and its registered backends.

@@ -234,7 +234,7 @@ impl AdminDoor {
     fn show(&self, request: &Request<Incoming>) -> Response<Body> {
         match request.uri().path() {
             "/" => page(),
-            "/healthz" => self.health(),
+            "/healthz" => self.health(request.uri().query() == Some("users")),
             "/readyz" => self.readiness(),
             "/status" => self.status(),
             "/sessions" => self.sessions(request),
@@ -250,10 +250,14 @@ impl AdminDoor {
         }
     }
 
-    /// Whether every worker's loop is turning.
-    fn health(&self) -> Response<Body> {
-        if self.hub.borrow().is_stalled() {
+    /// Whether every worker's loop is turning; for those who send users here, also whether it goes on doing so.
+    fn health(&self, is_for_users: bool) -> Response<Body> {
+        let hub = self.hub.borrow();
+        if hub.is_stalled() {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "a worker does not turn any more\n");
+        }
+        if is_for_users && view::run_state(&hub) != RunState::Serving {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "the balancer is stopping\n");
         }
         plain(StatusCode::OK, "ok\n")
     }

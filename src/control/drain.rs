@@ -40,6 +40,7 @@ pub struct Drain {
     stays: bool,
     tell: Now,
     closing: Option<Now>,
+    close_time: Duration,
 }
 
 impl Drain {
@@ -48,7 +49,16 @@ impl Drain {
     pub fn new(now: Now, lasts: Option<Duration>, stays: bool) -> Drain {
         let tell = now.plus(TELL_EVERY);
         let deadline = lasts.map(|lasts| now.plus(lasts));
-        Drain { since: now, deadline, cut: 0, is_empty: false, stays, tell, closing: None }
+        Drain {
+            since: now,
+            deadline,
+            cut: 0,
+            is_empty: false,
+            stays,
+            tell,
+            closing: None,
+            close_time: CLOSE_TIME,
+        }
     }
 
     /// Gives the sessions that are left another deadline.
@@ -61,6 +71,11 @@ impl Drain {
     pub fn not_after(&mut self, deadline: Option<Now>) {
         let earlier = [self.deadline, deadline].into_iter().flatten().min();
         self.deadline = earlier;
+    }
+
+    /// How long sessions get to end once they are told to: elsewhere, that is known later.
+    pub fn closes_within(&mut self, time: Duration) {
+        self.close_time = time;
     }
 
     /// Whether the backend waits to be given users again when no session is left.
@@ -93,7 +108,7 @@ impl Drain {
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             // An order to end them that a worker did not take is given again, and counts once.
             self.cut = self.cut.saturating_add(if self.closing.is_none() { left } else { 0 });
-            self.closing = Some(now.plus(CLOSE_TIME));
+            self.closing = Some(now.plus(self.close_time));
             return DrainStep::Close;
         }
         if now >= self.tell {

@@ -13,6 +13,7 @@ mod listed;
 mod reloading;
 mod sampling;
 pub mod shares;
+pub mod sharing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -99,6 +100,8 @@ pub struct Hub {
     pub stop_until: Option<Now>,
     pub members: BTreeMap<Source, Member>,
     pub draining: BTreeMap<BackendId, Draining>,
+    /// The part in a cluster, if there is one.
+    pub sharing: Option<Box<sharing::Sharing>>,
     pub departed: BTreeMap<BackendId, Departed>,
     /// Sessions that operators have ended and the backends have yet to hear of.
     ended_by_operators: BTreeMap<BackendId, u64>,
@@ -161,6 +164,7 @@ impl Hub {
             stop_until: None,
             members: BTreeMap::new(),
             draining: BTreeMap::new(),
+            sharing: None,
             departed: BTreeMap::new(),
             ended_by_operators: BTreeMap::new(),
             given_before: BTreeMap::new(),

@@ -28,6 +28,7 @@
 //! | one connection: dialogue, its way through the door, socket, queues | [`conversation`], [`door`], [`stream`], [`intake`], [`mailbox`] |
 //! | what a successor in another process goes on with | [`legacy`], `hub::legacy` |
 //! | pure: from bytes to objects to requests | [`frame`], [`api`] |
+//! | the store of a cluster: etcd | [`etcd`], [`membership`], `hub::sharing` |
 //! | pure: hellos and revivals, drains and shutdown | [`health`], [`drain`] |
 //! | checks of backends: when, what they come to, and how one goes | [`checks`], [`checker`], `hub::checking` |
 //! | backends that the configuration lists | `hub::listed` |
@@ -40,7 +41,7 @@
 //! | what the service manager is told | [`manager`] |
 //! | changing settings at runtime | [`reload`] |
 //! | the log lines | [`console`] |
-//! | what the admin door serves, and how | [`status`], [`view`], [`listing`], [`exposition`], [`readiness`], [`page`], [`admin`], [`socket`] |
+//! | what the admin door serves, and how | [`status`], [`cluster_status`], [`view`], [`listing`], [`exposition`], [`readiness`], [`page`], [`admin`], [`socket`] |
 //! | pure: the last 15 minutes | [`history`] |
 //! | pure: since when a backend is in its state | [`steadiness`] |
 //! | who holds a connection to it | [`places`], [`peer`] |
@@ -52,6 +53,7 @@ pub mod auth;
 pub mod certificates;
 pub mod checker;
 pub mod checks;
+pub mod cluster_status;
 pub mod console;
 pub mod contact;
 pub mod conversation;
@@ -59,6 +61,7 @@ pub mod crowd;
 pub mod door;
 pub mod doors;
 pub mod drain;
+pub mod etcd;
 pub mod exposition;
 pub mod frame;
 pub mod health;
@@ -72,6 +75,7 @@ pub mod legacy;
 pub mod listing;
 pub mod mailbox;
 pub mod manager;
+pub mod membership;
 pub mod pace;
 pub mod page;
 pub mod peer;
@@ -345,6 +349,7 @@ fn run(
             let upgrade_wanted = Rc::clone(&hub.borrow().upgrade_wanted);
             begin(upgrade_wanted).await?;
             let (core, lines) = make(&rest)?;
+            let store = membership::join(hub, &rest.config).map_err(io::Error::other)?;
             let Rest { listeners, urgent, .. } = rest;
             for (stream, conversation) in lines {
                 core.door.begin(stream, conversation);
@@ -352,6 +357,11 @@ fn run(
             core.open(listeners)?;
             tokio_uring::spawn(publish(Rc::clone(hub)));
             tokio_uring::spawn(check(Rc::clone(hub)));
+            if let Some((store, heard)) = store {
+                let task = tokio_uring::spawn(membership::share(Rc::clone(hub), store, heard));
+                // Another process is the cluster's node once this one has been left.
+                core.doors.borrow_mut().push(task.abort_handle());
+            }
             let kin = Kin::new(&core, means, heard);
             turn(&core, &urgent, asks, kin).await;
             Ok(())

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::certificates::CertificateStatus;
+use super::cluster_status::ClusterStatus;
 use crate::cluster::{Barrier, Protocol, Standing};
 
 pub use handover::{HandoverFailure, HandoverState, HandoverStatus, HandoverTaken};
@@ -51,6 +52,9 @@ pub struct Status {
     /// In the order of the file.
     #[serde(default)]
     pub certificates: Vec<CertificateStatus>,
+    /// `null` if this balancer is in none.
+    #[serde(default)]
+    pub cluster: Option<ClusterStatus>,
     /// What the settings leave to the host and has been worked out, as `key = value`.
     #[serde(default)]
     pub derived: Vec<String>,

@@ -358,6 +358,11 @@ fn upgrade(hub: &Hub) -> Result<u64, Refusal> {
 }
 
 fn change(hub: &mut Hub, change: Change, now: Now) -> Result<u64, Refusal> {
+    match hub.ask_elsewhere(&change, now) {
+        Some(Ok(id)) => return Ok(hub.sessions_on(id)),
+        Some(Err(said)) => return refuse(StatusCode::SERVICE_UNAVAILABLE, said),
+        None => {}
+    }
     match hub.apply(change, now) {
         Ok(applied) => Ok(applied.backend.map_or(0, |id| hub.sessions_on(id))),
         Err(fault @ Fault::Unknown { .. }) => {

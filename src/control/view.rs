@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 
 use super::certificates;
 use super::checks::Verdict;
+use super::cluster_status::{ClusterStatus, LeftOut, NodeStatus};
 use super::drain::{Drain, Stop};
 use super::history::{Minute, bucket_at};
 use super::hub::checking::Checked;
@@ -20,6 +21,7 @@ use super::workers::{Timing, WorkerValues, value};
 use crate::base::time::Now;
 use crate::cluster::groups::place_of;
 use crate::cluster::registry::{DrainedBy, Registered};
+use crate::cluster::share::value::NodeReport;
 use crate::cluster::{
     Backend, BackendId, Barrier, HashBy, Limits, OnBackendLoss, Policy, Protocol, Service,
     Standing, Terms,
@@ -49,11 +51,57 @@ pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
         workers: workers(hub),
         timings: timings(hub),
         certificates: certificates::all(&hub.snapshot, now),
+        cluster: cluster(hub),
         derived: hub.derived.clone(),
         last_minute: Protocol::ALL.into_iter().map(|it| (it, last_minute(hub, it))).collect(),
         reload: hub.reload.clone(),
         handover: hub.handover.clone(),
         control: named(ControlCounters::ROWS, &hub.counters.values()),
+    }
+}
+
+/// The cluster of this balancer; `None`: it is in none.
+fn cluster(hub: &Hub) -> Option<ClusterStatus> {
+    let sharing = hub.sharing.as_ref()?;
+    let (share, summary) = (&sharing.share, sharing.share.summary());
+    let own = share.reported().cloned().unwrap_or_default();
+    let here = NodeStatus {
+        backends: share.said(),
+        ..cluster_node(share.me().as_str(), &own, &own, true)
+    };
+    let others = share.peers().map(|(id, peer)| NodeStatus {
+        backends: share.claims_of(id),
+        ..cluster_node(id.as_str(), &peer.report, &own, peer.is_stored)
+    });
+    let left_out = sharing.left_out();
+    Some(ClusterStatus {
+        name: sharing.cluster.clone(),
+        node: share.me().to_string(),
+        store: summary.phase.name().to_owned(),
+        trouble: summary.trouble,
+        revision: summary.revision,
+        present: summary.is_present,
+        unwritten: summary.unwritten,
+        orphans: summary.orphans,
+        rejected: summary.rejected,
+        lost: summary.lost,
+        relisted: summary.relisted,
+        left_out: left_out
+            .map(|(place, why)| LeftOut { backend: place.to_string(), why: why.to_owned() })
+            .collect(),
+        nodes: [here].into_iter().chain(others).collect(),
+    })
+}
+
+fn cluster_node(id: &str, report: &NodeReport, own: &NodeReport, is_there: bool) -> NodeStatus {
+    NodeStatus {
+        id: id.to_owned(),
+        state: if is_there { report.state.clone() } else { "gone".to_owned() },
+        backends: 0,
+        sessions: report.sessions,
+        version: report.version.clone(),
+        chooses_alike: report.algo == own.algo && report.tables == own.tables,
+        control: report.control.clone(),
     }
 }
 

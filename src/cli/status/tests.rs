@@ -63,6 +63,7 @@ pub fn status() -> Status {
         uptime_ms: 65_000,
         stops_in_ms: None,
         certificates: Vec::new(),
+        cluster: None,
         derived: vec!["workers = 1".into(), "limits.sessions = 100".into()],
         doors: Doors { tcp: Some("[::]:8081".parse().unwrap()), ..Doors::default() },
         policy: "round_robin".into(),

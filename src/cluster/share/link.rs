@@ -2,7 +2,7 @@
 //! lease, and the clocks of whatever is under way.
 //!
 //! ```text
-//! Down -> Opening -> Listing -> Live      any -- lost, refused, late --> Down (100 ms .. 5 s, next endpoint)
+//! Down -> Opening -> Listing -> Live      any -- lost, refused, late --> Down (100 ms .. 1 s, next endpoint)
 //!                       ^         |
 //!                       +---------+  compacted, or what is known here differs from what is there
 //! ```
@@ -13,9 +13,12 @@ use super::event::Command;
 use crate::base::time::Now;
 
 /// How long each may take.
-const OPEN_TAKES: Duration = Duration::from_secs(2);
 const LIST_TAKES: Duration = Duration::from_secs(5);
-const LEASE_TAKES: Duration = Duration::from_secs(2);
+const LEASE_TAKES: Duration = Duration::from_millis(1500);
+/// A question that was asked while there was no leader may hang for longer than one that is asked again once there
+/// is. Where it takes longer every time, it is given more time each.
+const OPEN_TAKES: Duration = Duration::from_millis(500);
+const OPEN_WAITS: u32 = 2;
 /// When the leader has died, a batch under way hangs for longer than the next one takes.
 pub const WRITE_TAKES: Duration = Duration::from_secs(1);
 const AUDIT_TAKES: Duration = Duration::from_millis(1500);
@@ -25,9 +28,9 @@ const AUDIT_EVERY: Duration = Duration::from_secs(2);
 const DOUBT_LASTS: Duration = Duration::from_secs(1);
 /// How long after an audit, and after a batch, the store still counts as being there.
 const PRESENCE_LASTS: Duration = Duration::from_secs(4);
-/// Waits before the next connection.
+/// Waits before the next connection. They grow once every endpoint has been tried.
 const WAIT_MIN: Duration = Duration::from_millis(100);
-const WAIT_MAX: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long nothing is asked again that was refused.
 const REFUSED_WAIT: Duration = Duration::from_secs(1);
 
@@ -87,6 +90,7 @@ pub struct Link {
     phase: Phase,
     lease: Lease,
     lease_lasts: Duration,
+    endpoints: usize,
     attempt: usize,
     wait: Duration,
     writing: Option<Writing>,
@@ -110,11 +114,13 @@ pub struct Link {
 }
 
 impl Link {
-    pub fn new(lease_lasts: Duration, now: Now) -> Link {
+    /// To a store of so many members.
+    pub fn new(endpoints: usize, lease_lasts: Duration, now: Now) -> Link {
         Link {
             phase: Phase::Down { until: now },
             lease: Lease::None,
             lease_lasts,
+            endpoints: endpoints.max(1),
             attempt: 0,
             wait: WAIT_MIN,
             writing: None,
@@ -169,8 +175,10 @@ impl Link {
         }
         self.trouble = Some(said);
         self.phase = Phase::Down { until: now.plus(self.wait) };
-        self.wait = (self.wait * 2).min(WAIT_MAX);
         self.attempt += 1;
+        if self.attempt.is_multiple_of(self.endpoints) {
+            self.wait = (self.wait * 2).min(WAIT_MAX);
+        }
         (self.writing, self.renewing, self.auditing, self.doubt) = (None, None, None, None);
         (self.agreed, self.wrote) = (None, None);
         self.lease = match self.lease {
@@ -280,9 +288,14 @@ impl Link {
     }
 
     /// Holds it against what is known here: the number of keys, and the newest revision among them.
-    pub fn compare(&mut self, sum: Option<(usize, i64)>, now: Now, out: &mut Vec<Command>) {
+    pub fn compare(
+        &mut self,
+        sum: impl FnOnce() -> Option<(usize, i64)>,
+        now: Now,
+        out: &mut Vec<Command>,
+    ) {
         let Some(doubt) = self.doubt else { return };
-        let agrees = match sum {
+        let agrees = match sum() {
             // What is known here is newer than the audit, which the next one will be held against.
             Some((_, newest)) if newest > doubt.newest => true,
             Some((count, newest)) => (count, newest) == (doubt.count, doubt.newest),
@@ -306,7 +319,7 @@ impl Link {
                 self.phase = Phase::Opening { since: now };
                 out.push(Command::Open { attempt: self.attempt });
             }
-            Phase::Opening { since } if late(since, OPEN_TAKES) => {
+            Phase::Opening { since } if late(since, OPEN_TAKES + self.wait * OPEN_WAITS) => {
                 return self.drop_it("no member answers".to_owned(), now, out);
             }
             Phase::Listing { since } if late(since, LIST_TAKES) => {

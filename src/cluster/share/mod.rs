@@ -54,6 +54,8 @@ pub struct Membership {
     pub seal: Seal,
     /// The host and network namespace, in which loopback means the same.
     pub host: Arc<str>,
+    /// How many members of the store can be asked.
+    pub endpoints: usize,
     pub lease: Duration,
     /// How long a backend goes on whose balancer is not heard of.
     pub orphan: Duration,
@@ -81,10 +83,10 @@ pub struct Share {
 
 impl Share {
     pub fn new(membership: Membership, now: Now) -> Share {
-        let Membership { cluster, me, seal, host, lease, orphan } = membership;
+        let Membership { cluster, me, seal, host, endpoints, lease, orphan } = membership;
         let prefix = Prefix::new(&cluster);
         Share {
-            link: Link::new(lease, now),
+            link: Link::new(endpoints, lease, now),
             mirror: Mirror::new(prefix.clone(), seal.clone(), me.clone(), host),
             own: Own::new(prefix.clone(), seal, me.clone()),
             me,
@@ -208,7 +210,7 @@ impl Share {
     }
 
     fn advance(&mut self, now: Now) {
-        self.link.compare(self.mirror.sum(), now, &mut self.commands);
+        self.link.compare(|| self.mirror.sum(), now, &mut self.commands);
         if let Some(keys) = self.link.heard_up_to(self.mirror.revision, now) {
             self.own.written(&keys);
         }
@@ -357,6 +359,10 @@ impl Share {
         self.mirror.nodes()
     }
 
+    pub fn phase(&self) -> Phase {
+        self.link.phase()
+    }
+
     pub fn summary(&self) -> Summary {
         Summary {
             phase: self.link.phase(),
@@ -369,6 +375,16 @@ impl Share {
             relisted: self.link.relisted,
             is_present: self.own.is_present(),
         }
+    }
+
+    /// What this balancer has said of itself.
+    pub fn reported(&self) -> Option<&NodeReport> {
+        self.own.reported()
+    }
+
+    /// How many backends it says are registered at it.
+    pub fn said(&self) -> usize {
+        self.own.said()
     }
 
     /// Whether all that was in the store has been heard once.

@@ -202,6 +202,11 @@ impl Own {
         self.mine.values().filter(dirty).count()
     }
 
+    /// How many backends are said to be registered here.
+    pub fn said(&self) -> usize {
+        self.mine.len() - self.words
+    }
+
     pub fn has_work(&self) -> bool {
         !self.dirty.is_empty() || !self.asks.is_empty() || !self.done.is_empty()
     }

@@ -22,6 +22,7 @@ fn member(node: &str, process: u32) -> Share {
         me: NodeId::new(node, process),
         seal: Seal::default(),
         host: "here".into(),
+        endpoints: 3,
         lease: Duration::from_secs(10),
         orphan: Duration::from_secs(15),
     };

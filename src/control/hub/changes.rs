@@ -21,7 +21,8 @@ impl Hub {
         if applied.changed {
             self.publication.ask();
         }
-        self.follow(change, &applied, now);
+        self.follow(change.clone(), &applied, now);
+        self.tell_cluster(&change, &applied, now);
         Ok(applied)
     }
 

@@ -1,6 +1,8 @@
 //! Backends that drain. Owns how each drain begins, is told of, and ends; when its steps are due is up to
 //! `drain`, and who may ask for it or take it back is up to the registry.
 
+use std::time::Duration;
+
 use tracing::field::display;
 use tracing::info;
 
@@ -67,6 +69,27 @@ impl Hub {
         info!(backend = %id, service, %address, by, left, seconds, "backend draining");
     }
 
+    /// Another balancer has begun a drain, or has moved its deadline. One that runs here for all is over no later.
+    pub(super) fn drains_elsewhere(
+        &mut self,
+        id: BackendId,
+        lasts: Option<Duration>,
+        is_ours: bool,
+        now: Now,
+    ) {
+        match self.draining.get_mut(&id) {
+            Some(draining) if is_ours => {
+                draining.drain.not_after(lasts.map(|lasts| now.plus(lasts)));
+            }
+            Some(draining) => draining.drain.set_deadline(now, lasts),
+            None => {
+                let mark = (!self.publication.is_due()).then(|| self.workers.mark());
+                let drain = Drain::new(now, lasts, true);
+                self.draining.insert(id, Draining { drain, beneath: None, mark });
+            }
+        }
+    }
+
     /// Tells a backend that an operator drains it, and until when.
     pub(super) fn tell_of_drain(&self, id: BackendId, now: Now) {
         let Some(draining) = self.draining.get(&id) else { return };
@@ -124,11 +147,13 @@ impl Hub {
 
     /// Returns whether the workers must be woken.
     fn advance_drain(&mut self, id: BackendId, now: Now) -> bool {
-        let left = self.sessions_on(id);
+        let (more, more_cut, silent) = self.elsewhere(id);
+        let left = self.sessions_on(id) + more;
         let draining = self.draining.get_mut(&id).expect("nothing but its own step ends a drain");
-        let settled = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
+        let knows = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
+        let settled = knows && silent == 0;
         match draining.drain.step(now, left, settled) {
-            DrainStep::Nothing => return !settled,
+            DrainStep::Nothing => return !knows,
             DrainStep::Tell => {
                 self.tell_backend(id, Event::Draining { left });
             }
@@ -137,7 +162,7 @@ impl Hub {
                 return true;
             }
             DrainStep::Empty => {
-                let cut = draining.drain.cut;
+                let cut = draining.drain.cut + more_cut;
                 self.tell_backend(id, Event::Drained { cut });
                 self.log_drained(id, cut);
             }
@@ -146,9 +171,15 @@ impl Hub {
         false
     }
 
+    /// How a drain goes at the other balancers of the cluster.
+    fn elsewhere(&self, id: BackendId) -> (u64, u64, usize) {
+        self.sharing.as_ref().map_or((0, 0, 0), |sharing| sharing.elsewhere(id))
+    }
+
     fn end_drain(&mut self, id: BackendId, now: Now) {
         // Not taken out here: what is left of it is ended at the deadline that its departure reads.
-        let cut = self.draining.get(&id).map_or(0, |it| it.drain.cut);
+        let (_, more_cut, _) = self.elsewhere(id);
+        let cut = self.draining.get(&id).map_or(0, |it| it.drain.cut) + more_cut;
         let applied = self.make(Change::Leave { backend: id }, now);
         for entry in &applied.left {
             self.tell(entry, Event::Drained { cut });

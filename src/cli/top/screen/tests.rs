@@ -53,6 +53,7 @@ pub fn status(uptime_ms: u64, backends: Vec<BackendStatus>) -> Status {
         uptime_ms,
         stops_in_ms: None,
         certificates: Vec::new(),
+        cluster: None,
         derived: Vec::new(),
         doors: Doors::default(),
         policy: "round_robin".into(),

@@ -1,0 +1,143 @@
+//! One connection to a member of etcd: HTTP/1.1 over TCP, under TLS where the endpoint says so. Owns its options and
+//! how an answer is read; how long it may take is up to the machine that asks.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use tokio_rustls::TlsConnector;
+
+use super::wire;
+use crate::config::cluster::Endpoint;
+
+/// After this time, the kernel gives up a connection whose bytes nobody acknowledges.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+/// The longest answer, in bytes: a list of all keys of a cluster is shorter.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// A task that ends with whoever has started it.
+pub struct Bound(AbortHandle);
+
+impl Bound {
+    /// Starts it.
+    pub fn start(task: impl Future<Output = ()> + 'static) -> Bound {
+        Bound(tokio_uring::spawn(task).abort_handle())
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A connection to a member.
+pub struct Gateway {
+    sender: SendRequest<Full<Bytes>>,
+    host: String,
+    token: Option<HeaderValue>,
+    _driver: Bound,
+}
+
+impl Gateway {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Why there is no connection.
+    pub async fn open(
+        endpoint: &Endpoint,
+        tls: Option<&Arc<ClientConfig>>,
+    ) -> Result<Gateway, String> {
+        let stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await;
+        let stream = stream.map_err(|error| error.to_string())?;
+        let socket = socket2::SockRef::from(&stream);
+        // It may be lost without either, only later.
+        let _ = socket.set_tcp_nodelay(true);
+        let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+        let Some(tls) = tls.filter(|_| endpoint.is_tls) else {
+            return Gateway::over(stream, endpoint).await;
+        };
+        let name = ServerName::try_from(endpoint.host.clone());
+        let name = name.map_err(|_| format!("no certificate can be for {}", endpoint.host))?;
+        let secured = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await;
+        Gateway::over(secured.map_err(|error| format!("TLS: {error}"))?, endpoint).await
+    }
+
+    async fn over<S>(stream: S, endpoint: &Endpoint) -> Result<Gateway, String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let begun = handshake(TokioIo::new(stream)).await;
+        let (sender, driver) = begun.map_err(|error| error.to_string())?;
+        let driver = Bound::start(async move { drop(driver.await) });
+        Ok(Gateway { sender, host: endpoint.authority(), token: None, _driver: driver })
+    }
+
+    /// Proves who we are.
+    ///
+    /// # Errors
+    /// Why etcd does not believe it.
+    pub async fn log_in(&mut self, user: &str, password: &str) -> Result<(), String> {
+        let (status, body) = self.ask(wire::authenticate(user, password)).await?;
+        let token = wire::token(&body).filter(|_| status == 200);
+        let token = token.ok_or_else(|| format!("user {user}: {}", wire::told(&body)))?;
+        let value = HeaderValue::try_from(token).map_err(|_| "its token is none".to_owned())?;
+        self.token = Some(value);
+        Ok(())
+    }
+
+    /// Goes by what another connection has proved.
+    pub fn trusted_like(mut self, other: &Rc<Option<HeaderValue>>) -> Gateway {
+        self.token.clone_from(other);
+        self
+    }
+
+    pub fn token(&self) -> Option<HeaderValue> {
+        self.token.clone()
+    }
+
+    /// Asks, and returns the status and the whole body.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub async fn ask(&mut self, request: wire::Request) -> Result<(u16, Bytes), String> {
+        let response = self.begin(request).await?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| error.to_string())?;
+        Ok((status, body.to_bytes()))
+    }
+
+    /// Asks for a stream.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub async fn begin(
+        &mut self,
+        (path, body): wire::Request,
+    ) -> Result<Response<Incoming>, String> {
+        let mut request = Request::post(path)
+            .header(HOST, &self.host)
+            .header(CONTENT_TYPE, "application/json")
+            // A member that has lost its leader ends a watch instead of falling silent.
+            .header("Grpc-Metadata-hasleader", "true");
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, token);
+        }
+        let request = request.body(Full::new(Bytes::from(body)));
+        let request = request.map_err(|error| error.to_string())?;
+        self.sender.ready().await.map_err(|error| error.to_string())?;
+        self.sender.send_request(request).await.map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,438 @@
+//! One registry with other balancers. Owns the way between the hub and the state machine of the cluster: what is
+//! said there of a backend that has registered here, and what is made here of what others say. When to ask the store
+//! what is up to that machine, and how to `etcd`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use super::Hub;
+use crate::base::time::Now;
+use crate::cluster::hash_key::HashKey;
+use crate::cluster::registry::{Applied, Change, Registered};
+use crate::cluster::share::event::{self, Command, Event, Gone};
+use crate::cluster::share::key::{NodeId, Place};
+use crate::cluster::share::value::{NodeReport, Offer, Parting, State, Verb};
+use crate::cluster::share::{Membership, Phase, Share, parting};
+use crate::cluster::source::Source;
+use crate::cluster::{BackendId, Standing};
+use crate::control::drain::Stop;
+use crate::control::{home, services, status};
+
+/// How often what others say is held against the registry: a service may have been added since.
+const COMPARE_EVERY: Duration = Duration::from_secs(1);
+/// How long after a deadline others get to say that their sessions have ended.
+const OTHERS_CLOSE_WITHIN: Duration = Duration::from_secs(3);
+/// How users are given to backends under `source_hash`, as a number.
+const ALGORITHM: u32 = 1;
+
+/// This balancer's part in a cluster.
+pub struct Sharing {
+    pub share: Share,
+    pub cluster: String,
+    host: Arc<str>,
+    control: Vec<String>,
+    /// Drains that run here for all, with their numbers,
+    ours: BTreeMap<BackendId, u64>,
+    numbers: u64,
+    /// and those that others run.
+    theirs: BTreeMap<BackendId, (NodeId, u64)>,
+    /// Backends of others that cannot be taken over, and why.
+    left_out: BTreeMap<Place, String>,
+    compare_at: Now,
+    wanted: Rc<Notify>,
+    was_live: bool,
+    /// Of which snapshot the sums are.
+    summed: u64,
+    tables: BTreeMap<String, String>,
+}
+
+impl Sharing {
+    /// Its part as this member, whose backends register at `control`.
+    pub fn new(membership: Membership, control: Vec<String>, now: Now) -> Sharing {
+        Sharing {
+            cluster: membership.cluster.clone(),
+            host: Arc::clone(&membership.host),
+            share: Share::new(membership, now),
+            control,
+            ours: BTreeMap::new(),
+            numbers: 0,
+            theirs: BTreeMap::new(),
+            left_out: BTreeMap::new(),
+            compare_at: now,
+            wanted: Rc::default(),
+            was_live: false,
+            summed: u64::MAX,
+            tables: BTreeMap::new(),
+        }
+    }
+
+    /// Notified when there may be something to do at the store.
+    pub fn wanted(&self) -> Rc<Notify> {
+        Rc::clone(&self.wanted)
+    }
+
+    /// What the store is to be asked.
+    pub fn commands(&mut self) -> Vec<Command> {
+        self.share.commands()
+    }
+
+    /// How a drain that runs here for all goes elsewhere: the sessions left, those that were ended, and how many
+    /// balancers have yet to say anything.
+    pub(super) fn elsewhere(&self, id: BackendId) -> (u64, u64, usize) {
+        self.ours.get(&id).map_or((0, 0, 0), |number| self.share.drained(*number))
+    }
+
+    /// Backends of others that are not served here, and why.
+    pub fn left_out(&self) -> impl Iterator<Item = (&Place, &str)> {
+        self.left_out.iter().map(|(place, why)| (place, why.as_str()))
+    }
+
+    fn say(&mut self, place: &Place, offer: Offer, now: Now) {
+        if is_link_local(place.address.ip()) {
+            return;
+        }
+        // Loopback means this host to those who are on it.
+        let host = place.address.ip().is_loopback().then(|| Arc::clone(&self.host));
+        self.share.say(place, Offer { host, ..offer }, now);
+        self.wanted.notify_one();
+    }
+}
+
+/// Whether an address means something on one link only, and which one it does not say.
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+impl Hub {
+    /// Says in the cluster what has become of backends that registered here.
+    pub(super) fn tell_cluster(&mut self, change: &Change, applied: &Applied, now: Now) {
+        if self.sharing.is_none() {
+            return;
+        }
+        let is_lost = matches!(change, Change::SourceLost { .. });
+        // Who stops serves its users to the end, and its backends go elsewhere by themselves.
+        let is_said = !is_lost || self.stop == Stop::Serving;
+        let state = if is_lost { State::Lost } else { State::Left };
+        let kept = applied.kept.iter().filter_map(|id| self.registry.get(*id));
+        let gone: Vec<(BackendId, Place)> =
+            applied.left.iter().chain(kept).map(|it| (it.backend.id, self.place(it))).collect();
+        let Some(sharing) = &mut self.sharing else { return };
+        for (id, place) in gone {
+            sharing.ours.remove(&id);
+            if is_said {
+                sharing.say(&place, Offer::plain().with(state), now);
+            }
+        }
+        for entry in &applied.left {
+            sharing.theirs.remove(&entry.backend.id);
+        }
+        let drains = match change {
+            Change::Drain { .. } | Change::DrainBackend { .. } => true,
+            Change::Register(_) | Change::Weigh { .. } => false,
+            Change::Undrain { .. } | Change::UndrainBackend { .. } => false,
+            _ => return,
+        };
+        if let Some(id) = applied.backend {
+            self.say_in_cluster(id, drains, now);
+        }
+    }
+
+    fn say_in_cluster(&mut self, id: BackendId, begins_drain: bool, now: Now) {
+        let Some(entry) = self.registry.get(id) else { return };
+        if !matches!(entry.source, Source::Connection(_)) {
+            return;
+        }
+        let (place, by) = (self.place(entry), entry.drained_here());
+        let lasts = self.draining.get(&id).and_then(|it| it.drain.remaining(now));
+        let Some(sharing) = &mut self.sharing else { return };
+        let state = match by {
+            None => {
+                sharing.ours.remove(&id);
+                State::Serving
+            }
+            Some(by) => {
+                if begins_drain || !sharing.ours.contains_key(&id) {
+                    sharing.numbers += 1;
+                    sharing.ours.insert(id, sharing.numbers);
+                }
+                State::Draining(Parting { by, number: sharing.ours[&id], lasts })
+            }
+        };
+        sharing.say(&place, Offer::of(entry, state), now);
+        if let Some(draining) = self.draining.get_mut(&id).filter(|_| by.is_some()) {
+            draining.drain.closes_within(OTHERS_CLOSE_WITHIN);
+        }
+    }
+
+    fn place(&self, entry: &Registered) -> Place {
+        let service = self.registry.service(entry.backend.service);
+        let (service, protocol) = (Arc::clone(&service.name), service.kind);
+        Place { service, protocol, address: entry.backend.address }
+    }
+
+    /// The store has said something.
+    pub fn heard_from_store(&mut self, attempt: usize, event: Event, now: Now) {
+        if let Some(sharing) = &mut self.sharing {
+            sharing.share.hear(attempt, event, now);
+            self.follow_cluster(now);
+        }
+    }
+
+    /// Time has passed for the cluster, too.
+    pub fn tick_cluster(&mut self, now: Now) {
+        let Some(report) = self.report() else { return };
+        let Some(sharing) = &mut self.sharing else { return };
+        sharing.share.report(report, now);
+        sharing.share.tick(now);
+        if now >= sharing.compare_at {
+            sharing.compare_at = now.plus(COMPARE_EVERY);
+            self.compare_cluster(now);
+        }
+        self.follow_cluster(now);
+        self.tell_of_store();
+    }
+
+    fn follow_cluster(&mut self, now: Now) {
+        let changes = self.sharing.as_mut().map(|it| it.share.changes()).unwrap_or_default();
+        for change in changes {
+            match change {
+                event::Change::Claim { place, offer, owner } => {
+                    self.take_over(place, &offer, owner, now);
+                }
+                event::Change::Unclaim { place, why } => self.give_up(&place, why, now),
+                event::Change::Asked { place, verb, from } => self.asked(&place, &verb, &from, now),
+            }
+        }
+    }
+
+    /// Takes over what could not be before.
+    fn compare_cluster(&mut self, now: Now) {
+        let Some(sharing) = &self.sharing else { return };
+        let is_known = |place: &Place| {
+            let service = self.registry.named(&place.service);
+            let entry = service.and_then(|it| self.registry.find(it.id, place.address));
+            entry.is_some_and(|entry| entry.is_claimed)
+        };
+        let missing = sharing.share.claims().filter(|(place, ..)| !is_known(place));
+        let missing: Vec<(Place, NodeId, Offer)> = missing
+            .map(|(place, owner, offer)| (place.clone(), owner.clone(), offer.clone()))
+            .collect();
+        for (place, owner, offer) in missing {
+            self.take_over(place, &offer, owner, now);
+        }
+    }
+
+    fn take_over(&mut self, place: Place, offer: &Offer, owner: NodeId, now: Now) {
+        let outcome = self.adopt(&place, offer, now);
+        let Some(sharing) = &mut self.sharing else { return };
+        match outcome {
+            Ok(id) => {
+                sharing.left_out.remove(&place);
+                self.follow_their_drain(id, offer, owner, now);
+            }
+            Err(reason) => {
+                if sharing.left_out.get(&place) != Some(&reason) {
+                    warn!(%owner, %place, reason, "a backend of another balancer is left out");
+                    sharing.left_out.insert(place, reason);
+                }
+            }
+        }
+    }
+
+    fn adopt(&mut self, place: &Place, offer: &Offer, now: Now) -> Result<BackendId, String> {
+        let known = self.registry.named(&place.service).filter(|it| it.kind == place.protocol);
+        let service = known.ok_or("there is no such service here")?.id;
+        if self.leads_here(place) {
+            return Err("it is a door of this balancer itself".to_owned());
+        }
+        let (wanted, drains) = (offer.registration(service, place.address), offer.drains());
+        let applied = self.apply(Change::Claim { wanted, drains }, now);
+        let applied = applied.map_err(|fault| fault.to_string())?;
+        Ok(applied.backend.expect("a claim that was accepted has a backend"))
+    }
+
+    fn leads_here(&self, place: &Place) -> bool {
+        let listen = &self.config.listen;
+        let doors = status::Doors {
+            tcp: listen.tcp,
+            udp: listen.udp,
+            api: listen.api,
+            api_tls: listen.api_tls,
+            control: listen.control,
+            admin: listen.admin,
+        };
+        let named = services::named_doors(&self.config, place.protocol);
+        home::is_own_door(&doors, named, place.protocol, place.address, home::is_of_this_host)
+    }
+
+    fn follow_their_drain(&mut self, id: BackendId, offer: &Offer, owner: NodeId, now: Now) {
+        let Some(sharing) = &mut self.sharing else { return };
+        let is_ours = sharing.ours.contains_key(&id);
+        match offer.state {
+            State::Draining(Parting { number, lasts, .. }) => {
+                let drain = (owner, number);
+                if sharing.theirs.get(&id) != Some(&drain) {
+                    sharing.theirs.insert(id, drain);
+                    self.drains_elsewhere(id, lasts, is_ours, now);
+                }
+            }
+            _ => {
+                if sharing.theirs.remove(&id).is_some() && !is_ours {
+                    self.draining.remove(&id);
+                }
+            }
+        }
+    }
+
+    fn give_up(&mut self, place: &Place, why: Gone, now: Now) {
+        let Some(sharing) = &mut self.sharing else { return };
+        sharing.left_out.remove(place);
+        let Some(service) = self.registry.named(&place.service).map(|it| it.id) else { return };
+        let (is_lost, why) = match why {
+            Gone::Left => (false, Source::Cluster.why_left()),
+            Gone::Lost => (true, "lost at another balancer"),
+            Gone::Orphaned => (true, "its balancer is gone"),
+        };
+        let known = self.registry.find(service, place.address).map(|entry| entry.backend.id);
+        if let Some(id) = known
+            && sharing.theirs.remove(&id).is_some()
+            && !sharing.ours.contains_key(&id)
+        {
+            self.draining.remove(&id);
+        }
+        self.make(Change::Unclaim { service, address: place.address, is_lost, why }, now);
+    }
+
+    /// An operator has asked another balancer, and that asks us, where the backend is registered.
+    fn asked(&mut self, place: &Place, verb: &Verb, from: &str, now: Now) {
+        let service = self.registry.named(&place.service).map(|it| it.id);
+        let entry = service.and_then(|service| self.registry.find(service, place.address));
+        let here = entry.filter(|entry| matches!(entry.source, Source::Connection(_)));
+        let Some(backend) = here.map(|entry| entry.backend.id) else { return };
+        let change = match *verb {
+            Verb::Drain(lasts) => Change::DrainBackend { backend, lasts },
+            Verb::Undrain => Change::UndrainBackend { backend },
+            Verb::Weigh(weight) => Change::Weigh { backend, weight },
+        };
+        let refused = self.apply(change, now).err().map(|fault| fault.to_string());
+        info!(%backend, %place, ?verb, from, refused, "asked by an operator at another balancer");
+    }
+
+    /// Passes an operator's change to the balancers where the backend is registered; `None` if it is to be made here.
+    ///
+    /// # Errors
+    /// Nobody could be asked.
+    pub fn ask_elsewhere(
+        &mut self,
+        change: &Change,
+        now: Now,
+    ) -> Option<Result<BackendId, String>> {
+        let (id, verb) = match *change {
+            Change::DrainBackend { backend, lasts } => (backend, Verb::Drain(lasts)),
+            Change::UndrainBackend { backend } => (backend, Verb::Undrain),
+            Change::Weigh { backend, weight } => (backend, Verb::Weigh(weight)),
+            _ => return None,
+        };
+        let entry = self.registry.get(id).filter(|entry| entry.is_claimed)?;
+        let (is_theirs, place) = (entry.source == Source::Cluster, self.place(entry));
+        if !is_theirs && verb != Verb::Undrain {
+            return None;
+        }
+        let sharing = self.sharing.as_mut()?;
+        let asked = sharing.share.ask(&place, &verb, now);
+        sharing.wanted.notify_one();
+        match (is_theirs, asked) {
+            (false, _) => None,
+            (true, 0) => Some(Err(format!(
+                "{id} is registered at another balancer, which cannot be asked while the store of the cluster \
+                 is away: ask it directly"
+            ))),
+            (true, _) => Some(Ok(id)),
+        }
+    }
+
+    /// What this balancer says of itself.
+    fn report(&mut self) -> Option<NodeReport> {
+        let version = self.snapshot.version;
+        if self.sharing.as_ref()?.summed != version {
+            let tables = self.sums();
+            let sharing = self.sharing.as_mut()?;
+            (sharing.summed, sharing.tables) = (version, tables);
+        }
+        let sharing = self.sharing.as_ref()?;
+        let state = if self.stop == Stop::Serving { "serving" } else { "stopping" };
+        Some(NodeReport {
+            control: sharing.control.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            algo: ALGORITHM,
+            state: state.to_owned(),
+            sessions: self.workers.sessions(),
+            host: sharing.host.to_string(),
+            tables: sharing.tables.clone(),
+            drains: self.drain_reports(sharing),
+        })
+    }
+
+    /// How the drains go here that others run. Of one that a worker may yet give a session, nothing is said.
+    fn drain_reports(&self, sharing: &Sharing) -> BTreeMap<String, (u64, u64)> {
+        let theirs: BTreeMap<String, BackendId> = sharing
+            .theirs
+            .iter()
+            .map(|(id, (owner, number))| (parting(owner, *number), *id))
+            .collect();
+        let report = |name: String| {
+            let Some(id) = theirs.get(&name) else { return Some((name, (0, 0))) };
+            let draining = self.draining.get(id)?;
+            let is_settled = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
+            is_settled.then(|| (name, (self.sessions_on(*id), draining.drain.cut)))
+        };
+        sharing.share.partings().into_iter().filter_map(report).collect()
+    }
+
+    /// Of each service with backends, a sum over those that are given users: what its table follows from.
+    fn sums(&self) -> BTreeMap<String, String> {
+        let services = self.snapshot.services.iter();
+        let with_backends = services.filter(|service| !service.pool.backends.is_empty());
+        let sum = |service: &crate::cluster::Service| {
+            let members = service.pool.backends.iter();
+            let members = members.filter(|it| it.standing != Standing::Draining);
+            let mut all: Vec<(SocketAddr, u16)> =
+                members.map(|it| (it.address, it.weight)).collect();
+            all.sort_unstable();
+            let mut text = String::new();
+            for (address, weight) in all {
+                let _ = write!(text, "{address}*{weight} ");
+            }
+            (service.name.to_string(), format!("{:016x}", HashKey::default().name(&text)))
+        };
+        with_backends.map(sum).collect()
+    }
+
+    /// Puts into the log that the store is there, or is not any more.
+    fn tell_of_store(&mut self) {
+        let Some(sharing) = &mut self.sharing else { return };
+        let phase = sharing.share.phase();
+        let is_live = phase == Phase::Live;
+        let is_away = matches!(phase, Phase::Down { .. });
+        let cluster = &sharing.cluster;
+        if is_live && !sharing.was_live {
+            sharing.was_live = true;
+            let (node, nodes) = (sharing.share.me(), sharing.share.peers().count() + 1);
+            info!(cluster, %node, nodes, "the store of the cluster is there");
+        } else if is_away && sharing.was_live {
+            sharing.was_live = false;
+            let reason = sharing.share.summary().trouble;
+            warn!(cluster, reason, "the store of the cluster is away: all that is known goes on");
+        }
+    }
+}
