@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::Control;
 use super::doors::OpenDoor;
@@ -55,11 +55,13 @@ pub fn take_up(
     });
     let (State { legacy, estates }, token) = left?;
     pause_at("inherited");
+    let read = Now::read();
     let (text, sockets) = legacy;
     let legacy = Legacy::from_json(&text)?;
     let heir = control.inherit(&legacy, sockets, Now::read())?;
     let hub = Rc::clone(&heir.core().hub);
     let mut hub = hub.borrow_mut();
+    let core = Now::read();
     let taken = take_workers(estates, &awaited, &old, &mut hub).and_then(|()| {
         pause_at("checked");
         let gone = "the process that started this one has taken everything back";
@@ -75,6 +77,12 @@ pub fn take_up(
     let stall = Now::read().since(legacy.at);
     let (generation, sessions) = (old.hello.generation + 1, hub.workers.sessions());
     hub.handover.taken_over(generation, Now::read(), stall, sessions);
+    debug!(
+        read_us = read.since(legacy.at).as_micros() as u64,
+        core_us = core.since(read).as_micros() as u64,
+        workers_us = Now::read().since(core).as_micros() as u64,
+        "took everything over"
+    );
     pause_at("serving");
     info!(
         generation,

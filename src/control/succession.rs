@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use super::Core;
 use super::doors::OpenDoor;
@@ -275,9 +275,11 @@ fn leave_everything(
     frozen: &Frozen<'_>,
 ) -> Result<(), Failure> {
     let failed = |step| move |why| Failure { step, why };
+    let begun = Now::read();
     if !core.hub.borrow().workers.have(Request::Freeze, STILL_PATIENCE) {
         return fail("freeze", "a worker does not stand still: see its line in lb status");
     }
+    let frozen_at = Now::read();
     rehearsal::pause_at("frozen");
     if !core.hub.borrow().workers.have(Request::Describe, STILL_PATIENCE) {
         return fail("describe", "a worker does not say what it has: see its line in lb status");
@@ -286,7 +288,19 @@ fn leave_everything(
     let legacy = (legacy.to_json().map_err(failed("describe"))?, sockets);
     let estates = core.hub.borrow().workers.estates();
     let (state, sockets) = State { legacy, estates }.write();
+    let described = Now::read();
     successor.leave_to(&state, &sockets, TAKING_PATIENCE).map_err(failed("state"))?;
+    let sent = Now::read();
     rehearsal::pause_at("sent");
-    successor.await_running(TAKING_PATIENCE).map_err(failed("commit"))
+    successor.await_running(TAKING_PATIENCE).map_err(failed("commit"))?;
+    debug!(
+        freeze_us = frozen_at.since(begun).as_micros() as u64,
+        describe_us = described.since(frozen_at).as_micros() as u64,
+        send_us = sent.since(described).as_micros() as u64,
+        take_us = Now::read().since(sent).as_micros() as u64,
+        bytes = state.len(),
+        descriptors = sockets.len(),
+        "left everything"
+    );
+    Ok(())
 }
