@@ -264,3 +264,6 @@ impl Remains {
         News { counts: since, sessions }
     }
 }
+
+#[cfg(test)]
+mod tests;

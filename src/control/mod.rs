@@ -256,6 +256,17 @@ impl Core {
         })
     }
 
+    /// Goes on with these connections, opens the doors and starts what goes on by itself.
+    fn begin(&self, lines: Vec<Line>, listeners: Listeners) -> io::Result<()> {
+        for (stream, conversation) in lines {
+            self.door.begin(stream, conversation);
+        }
+        self.open(listeners)?;
+        tokio_uring::spawn(publish(Rc::clone(&self.hub)));
+        tokio_uring::spawn(check(Rc::clone(&self.hub)));
+        Ok(())
+    }
+
     /// Opens the doors for backends and operators.
     fn open(&self, listeners: Listeners) -> io::Result<()> {
         let mut doors = self.doors.borrow_mut();
@@ -351,12 +362,7 @@ fn run(
             let (core, lines) = make(&rest)?;
             let store = membership::join(hub, &rest.config).map_err(io::Error::other)?;
             let Rest { listeners, urgent, .. } = rest;
-            for (stream, conversation) in lines {
-                core.door.begin(stream, conversation);
-            }
-            core.open(listeners)?;
-            tokio_uring::spawn(publish(Rc::clone(hub)));
-            tokio_uring::spawn(check(Rc::clone(hub)));
+            core.begin(lines, listeners)?;
             if let Some((store, heard)) = store {
                 let task = tokio_uring::spawn(membership::share(Rc::clone(hub), store, heard));
                 // Another process is the cluster's node once this one has been left.

@@ -148,6 +148,14 @@ impl<S> OneshotOutputTransform for Over<S> {
 }
 
 #[cfg(test)]
+impl Stream {
+    /// The same connection under another descriptor, as another process would have it.
+    pub fn duplicate(&self) -> std::os::fd::OwnedFd {
+        self.0.try_clone().unwrap().into()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::future::{Future, poll_fn};
     use std::pin::pin;

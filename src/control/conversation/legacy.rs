@@ -160,3 +160,69 @@ fn goes_on(from: &format::Listing) -> Result<Listing, String> {
         format::Listing::Services { after } => Listing::Services { after: after.map(ServiceId) },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::lists::tests::conversation;
+    use super::*;
+    use crate::config::Config;
+    use crate::control::mailbox::Mailbox;
+
+    fn heir(from: &format::Connection) -> Result<Conversation, String> {
+        let (other, _) = conversation(Config::default());
+        let Caller { source, address, .. } = *other.peer();
+        let mailbox = Rc::new(Mailbox::with(from.writing.0.clone(), from.unsent.0.clone()));
+        let caller = Caller { source, address, mailbox, intake: Rc::default(), ticket: None };
+        let now = Now::read();
+        Conversation::inherit(Rc::clone(&other.shared), caller, from, None, (now, now))
+    }
+
+    #[test]
+    fn what_was_heard_and_not_handled_and_what_was_said_and_not_sent_goes_on_in_order() {
+        let (mut old, mailbox) = conversation(Config::default());
+        old.hear(b"{\"cmd\":\"list\"}{\"cmd\":7}[1]\n{\"cmd\":\"dance\"}{\"c");
+        old.received(Some(b"md\":\"serv".to_vec()));
+        assert!(old.peer.intake.put(b"ices\"}{"));
+        mailbox.send(&api::Reply::AskHello);
+        assert!(!mailbox.write(|_| Ok(None)).unwrap());
+        let described = old.describe();
+        assert_eq!(described.unheard.0, b"md\":\"services\"}{");
+        assert_eq!(described.pending.len(), 4);
+        let mut new = heir(&described).unwrap();
+        assert_eq!(
+            new.describe(),
+            format::Connection { peer: Some(new.peer.address), ..described }
+        );
+        assert_eq!(new.pending, old.pending);
+        let bytes = new.unheard.take().unwrap();
+        new.hear(&bytes);
+        assert_eq!(new.pending.back().unwrap().what, Ok(api::Request::Services));
+    }
+
+    #[test]
+    fn what_no_conversation_can_be_is_none() {
+        type Spoil = fn(&mut format::Connection);
+        let spoiled: [(&str, Spoil); 5] = [
+            ("a message stands", |it| {
+                let inside = r#"{"state":"Inside","message":"ew==","depth":0}"#;
+                it.framer = serde_json::from_str(inside).unwrap();
+            }),
+            ("a message stands", |it| {
+                it.framer = serde_json::from_str(r#"{"marked":3}"#).unwrap();
+            }),
+            ("more of something", |it| it.unheard.0 = vec![0; UNHEARD_MAX + 1]),
+            ("more of something", |it| it.unsent.0 = vec![0; OUTBOX_BYTES_MAX + 1]),
+            ("more of something", |it| {
+                let pending = format::Pending { said: Bytes(vec![0; 5000]), ..Default::default() };
+                it.pending.push(pending);
+            }),
+        ];
+        for (why, spoil) in spoiled {
+            let mut from = conversation(Config::default()).0.describe();
+            assert!(heir(&from).is_ok());
+            spoil(&mut from);
+            let said = heir(&from).err().unwrap();
+            assert!(said.contains(why), "{said:?} instead of {why:?}");
+        }
+    }
+}

@@ -90,7 +90,7 @@ impl Conversation {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
@@ -109,7 +109,7 @@ mod tests {
     use crate::control::status::Doors;
     use crate::control::workers::Workers;
 
-    fn conversation(config: Config) -> (Conversation, Rc<Mailbox>) {
+    pub fn conversation(config: Config) -> (Conversation, Rc<Mailbox>) {
         let mut first = Snapshot::built_in(config.terms(), |_| Arc::new(Seats::new(1)));
         let kin = first.services[0].clone();
         let named = config.services.iter().map(|table| config.new_service(table, &kin));

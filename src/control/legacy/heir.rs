@@ -88,6 +88,23 @@ impl Heir {
     }
 }
 
+#[cfg(test)]
+impl Heir {
+    /// Goes on with the connections only.
+    pub fn begin_talks(self) -> Core {
+        let Heir { core, lines, .. } = self;
+        lines.into_iter().for_each(|(stream, conversation)| core.door.begin(stream, conversation));
+        core
+    }
+
+    /// Goes on in the runtime of a test.
+    pub fn begin(self) -> io::Result<Core> {
+        let Heir { core, rest, lines } = self;
+        core.begin(lines, rest.listeners)?;
+        Ok(core)
+    }
+}
+
 /// The connections, each with its conversation.
 fn lines(
     core: &Core,
