@@ -549,7 +549,11 @@ impl Hub {
                 );
             }
             StopStep::Stop => {
-                info!(sessions, "stopping: ending what is left");
+                match (self.is_handed_over, sessions) {
+                    (true, 0) => {}
+                    (true, _) => info!(sessions, "ending what could not be handed over"),
+                    (false, _) => info!(sessions, "stopping: ending what is left"),
+                }
                 self.order_all(Order::Stop);
             }
         }

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::Core;
 use super::inheritance::Heard;
 use super::manager::Manager;
+use super::status::HandoverState;
 use super::succession::{Failure, Means, Started, Succession};
 use crate::base::time::Now;
 use crate::handover::channel::Packet;
@@ -66,7 +67,12 @@ impl Kin {
             News::Wanted => {
                 if let Err(why) = self.succession.ask(core) {
                     warn!(reason = why, "no successor is started");
-                    core.hub.borrow_mut().handover.failed(Now::read(), "ask", why);
+                    let handover = &mut core.hub.borrow_mut().handover;
+                    // One that is under way is not to be taken for this one.
+                    let is_over = std::mem::take(&mut self.has_failed);
+                    if is_over || handover.state == HandoverState::None {
+                        handover.failed(Now::read(), "ask", why);
+                    }
                 }
             }
             News::Started(started) => match self.succession.started(started, core) {
