@@ -93,6 +93,7 @@ fn an_end_behind_a_send_that_stopped_short_is_still_doubted() {
     );
     let (mut new, said) = stage.elsewhere();
     assert_eq!(sends(&said), [(Backend, 1)]);
+    assert_eq!(said[1..], [receives(Client)], "the client is not told of an end yet");
     new.sent(Backend, Err(Errno::EPIPE));
     assert_eq!(new.relay.progress(), Progress::Over(EndReason::BackendReset));
 }

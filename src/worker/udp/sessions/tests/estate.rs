@@ -115,16 +115,18 @@ fn a_pair_that_rests_goes_on_resting_until_its_time() {
 
 #[test]
 fn idle_times_and_what_is_owed_go_on() {
-    let once = |settings: &mut UdpSettings| settings.udp.responses = NonZeroU32::new(2);
-    let mut world = with_backends(1, once);
+    let thrice = |settings: &mut UdpSettings| settings.udp.responses = NonZeroU32::new(3);
+    let mut world = with_backends(1, thrice);
     let (socket, host) = world.up(1).unwrap();
     world.down(socket, host).unwrap();
     world.up(2).unwrap();
-    let mut new = world.elsewhere(once);
+    let mut new = world.elsewhere(thrice);
     new.down(socket, host).unwrap();
-    assert_eq!(new.ends(), [EndReason::Finished], "that was its second answer");
+    assert_eq!(new.ends(), [], "one more is owed");
+    new.down(socket, host).unwrap();
+    assert_eq!(new.ends(), [EndReason::Finished], "that was its third answer");
     new.pass(IDLE / 2);
-    let mut third = new.elsewhere(once);
+    let mut third = new.elsewhere(thrice);
     third.pass(IDLE / 2 - Duration::from_secs(1));
     assert_eq!(third.ends(), []);
     third.pass(Duration::from_secs(2));
