@@ -150,8 +150,8 @@ impl<S> OneshotOutputTransform for Over<S> {
 #[cfg(test)]
 impl Stream {
     /// The same connection under another descriptor, as another process would have it.
-    pub fn duplicate(&self) -> std::os::fd::OwnedFd {
-        self.0.try_clone().unwrap().into()
+    pub fn duplicate(&self) -> io::Result<std::os::fd::OwnedFd> {
+        self.0.try_clone().map(Into::into)
     }
 }
 

@@ -116,7 +116,9 @@ fn eventful(workers: u8) -> (Hub, Vec<WorkerEnd>) {
     for (number, id) in all.iter().enumerate() {
         let metrics = &workers[number % workers.len()].metrics;
         let counted = &metrics.backends[slot(&hub, *id)];
-        (counted.active.set(2), counted.total.add(5), counted.up.add(1_000));
+        counted.active.set(2);
+        counted.total.add(5);
+        counted.up.add(1_000);
         metrics.counters.sessions_started.add(5);
         metrics.counters.bytes_up.add(1_000);
         metrics.first_byte_time.record(Duration::from_millis(3));

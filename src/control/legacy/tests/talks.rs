@@ -106,7 +106,7 @@ fn duplicates(core: &Core, described: &[RawFd]) -> Vec<OwnedFd> {
     let mut sockets = Vec::new();
     core.door.lines().each(|_, line| {
         assert_eq!(described[sockets.len()], line.stream.as_raw_fd());
-        sockets.push(line.stream.duplicate());
+        sockets.push(line.stream.duplicate().unwrap());
     });
     sockets
 }
