@@ -213,6 +213,8 @@ async fn serve(
     }
     let membership = |balancer: &String, offer: &Offer| Membership {
         balancer: balancer.clone(),
+        // Where several are named, each is stayed with.
+        follows: arguments.lb.len() == 1,
         offer: offer.clone(),
         secret: secret.clone(),
         secret_file: arguments.secret_file.clone(),

@@ -66,6 +66,8 @@ pub enum Act {
     /// One line to the balancer, without its line end.
     Send(String),
     Tell(Notice),
+    /// These balancers would take the registration, too.
+    Remember(Vec<String>),
     /// The program ends; nothing follows.
     Stop,
     /// It ends as a failure, for the reason in this sentence; nothing follows.
@@ -378,6 +380,9 @@ impl Registration {
                 self.was_member = true;
                 acts.push(Act::Tell(Notice::Registered));
                 self.oddities(said, acts);
+                if !said.nodes.is_empty() {
+                    acts.push(Act::Remember(said.nodes.clone()));
+                }
                 self.state = State::Member { heard: now };
             }
             State::Leaving { .. } if said.cmd.as_deref() != Some("register") => {

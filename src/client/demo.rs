@@ -49,6 +49,7 @@ pub fn start(
             wishes.push(wish);
             let membership = Membership {
                 balancer: reached(control).to_string(),
+                follows: false,
                 offer: Offer {
                     name: Some(name.to_string()),
                     ..Offer::to_built_in(*protocol, echo.address().port())

@@ -9,6 +9,7 @@ pub mod demo;
 pub mod echo;
 mod echo_api;
 mod news;
+mod roads;
 pub mod stay;
 pub mod user;
 pub mod wire;

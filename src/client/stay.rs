@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::backend::{Act, Event, Notice, Registration, Wish};
+use super::roads::Roads;
 use super::wire::{Incoming, Offer};
 use crate::base::time::Now;
 use crate::control::auth::Secrets;
@@ -22,6 +23,8 @@ use crate::control::auth::Secrets;
 pub struct Membership {
     /// The balancer's control port as `host:port`. The name is resolved anew for every connection.
     pub balancer: String,
+    /// Whether to register at another balancer of its cluster when that one has gone.
+    pub follows: bool,
     pub offer: Offer,
     /// Proves this backend if the balancer asks.
     pub secret: Option<Vec<u8>>,
@@ -61,6 +64,7 @@ pub async fn stay_with(
 ) -> Result<(), String> {
     let mut registration = Registration::new(membership.offer, membership.secret);
     let mut link = Link::None;
+    let mut roads = Roads::to(&membership.balancer);
     let mut events = vec![Event::Time];
     let mut acts = Vec::new();
     loop {
@@ -76,12 +80,14 @@ pub async fn stay_with(
                             Err(why) => tell(Notice::SecretKept { why }),
                         }
                     }
-                    let address = membership.balancer.clone();
+                    let address = roads.take().to_owned();
                     link = Link::Connecting(Box::pin(TcpStream::connect(address)));
                 }
                 Act::Disconnect => link = Link::None,
                 Act::Send(line) => events.extend(link.send(&line)),
                 Act::Tell(notice) => tell(notice),
+                Act::Remember(nodes) if membership.follows => roads.learn(&nodes),
+                Act::Remember(_) => {}
                 Act::Stop => return Ok(()),
                 Act::Fail(why) => return Err(why),
             }
@@ -172,6 +178,7 @@ mod tests {
     fn membership(balancer: SocketAddr) -> Membership {
         Membership {
             balancer: balancer.to_string(),
+            follows: true,
             offer: Offer::to_built_in(Protocol::Udp, 7),
             secret: None,
             secret_file: None,

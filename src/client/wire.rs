@@ -56,6 +56,8 @@ pub struct Said {
     pub check: Option<String>,
     /// How often the balancer will say hello, stated in its answer to `register`.
     pub interval_ms: Option<u64>,
+    /// The other balancers of the cluster, stated in the answer to `register`.
+    pub nodes: Vec<String>,
     /// Who has caused an event, if not the backend itself.
     pub by: Option<String>,
     /// Sessions of a backend that drains.

@@ -271,6 +271,8 @@ pub enum Reply {
         interval: Duration,
         /// The check that it has asked for and is given.
         check: Option<AskedCheck>,
+        /// Where the other balancers of the cluster take registrations.
+        nodes: Vec<String>,
     },
     /// It gets no new sessions; `left` are still running.
     Unregistered {
@@ -395,6 +397,8 @@ struct Message<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     interval_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    nodes: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     backends: Option<&'a [Listed]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     services: Option<&'a [ServiceLine]>,
@@ -429,7 +433,8 @@ impl Reply {
                 ..none()
             },
             Reply::Authenticated => done("auth"),
-            Reply::Registered { about, id, address, weight, interval, check } => Message {
+            Reply::Registered { about, id, address, weight, interval, check, nodes } => Message {
+                nodes: (!nodes.is_empty()).then_some(nodes),
                 check: check.as_ref().map(AskedCheck::to_string),
                 id: Some(id),
                 address: Some(*address),

@@ -102,8 +102,9 @@ pub fn join(hub: &RefCell<Hub>, config: &Config) -> Result<Option<(Store, Heard)
     let Some(membership) = of(config)? else { return Ok(None) };
     let access = Access::read(&config.cluster)?;
     let prefix = Prefix::new(&membership.cluster);
-    let sharing = Sharing::new(membership, control(config.listen.control), Now::read());
-    hub.borrow_mut().sharing = Some(Box::new(sharing));
+    let now = Now::read();
+    let sharing = Sharing::new(membership, control(config.listen.control), now);
+    hub.borrow_mut().join_cluster(sharing, now);
     Ok(Some(Store::new(access, prefix.as_str())))
 }
 

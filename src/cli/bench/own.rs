@@ -132,6 +132,7 @@ impl Own {
             self.wishes.push(wish);
             let membership = Membership {
                 balancer: control.to_string(),
+                follows: false,
                 offer: Offer {
                     service: service.map(str::to_owned),
                     ..Offer::to_built_in(protocol, address.port())

@@ -285,6 +285,7 @@ impl World {
             }
             Act::Tell(_) => {}
             Act::Stop => self.stopped = true,
+            Act::Remember(_) => panic!("this balancer is alone"),
             Act::Fail(why) => panic!("the offer names no service: {why}"),
         }
     }

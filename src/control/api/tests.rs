@@ -232,10 +232,12 @@ fn messages_are_written_as_documented() {
                 weight: 2,
                 interval: Duration::from_secs(5),
                 check: None,
+                nodes: vec!["10.0.0.2:8080".into()],
             },
             concat!(
                 r#"{"ack":"successful","cmd":"register","protocol":"tcp","port":9991,"#,
-                r#""service":"tcp","id":"b3","address":"10.0.0.5:9991","weight":2,"interval_ms":5000}"#
+                r#""service":"tcp","id":"b3","address":"10.0.0.5:9991","weight":2,"interval_ms":5000,"#,
+                r#""nodes":["10.0.0.2:8080"]}"#
             ),
         ),
         (

@@ -172,7 +172,8 @@ impl Conversation {
             let (address, weight) = (entry.backend.address, entry.backend.weight);
             let interval = hub.config.health.interval;
             let check = entry.check.clone().filter(|_| !is_checked);
-            Reply::Registered { about: said, id: id.to_string(), address, weight, interval, check }
+            let (id, nodes) = (id.to_string(), hub.cluster_nodes());
+            Reply::Registered { about: said, id, address, weight, interval, check, nodes }
         });
         if done && self.proof.is_none() {
             self.peer.ticket = None;

@@ -32,7 +32,7 @@ pub struct Bound(AbortHandle);
 impl Bound {
     /// Starts it.
     pub fn start(task: impl Future<Output = ()> + 'static) -> Bound {
-        Bound(tokio_uring::spawn(task).abort_handle())
+        Bound(tokio::task::spawn_local(task).abort_handle())
     }
 }
 

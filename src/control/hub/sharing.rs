@@ -2,7 +2,7 @@
 //! said there of a backend that has registered here, and what is made here of what others say. When to ask the store
 //! what is up to that machine, and how to `etcd`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -31,6 +31,8 @@ const COMPARE_EVERY: Duration = Duration::from_secs(1);
 const OTHERS_CLOSE_WITHIN: Duration = Duration::from_secs(3);
 /// How users are given to backends under `source_hash`, as a number.
 const ALGORITHM: u32 = 1;
+/// Most addresses that a backend is told of.
+const NODES_TOLD_MAX: usize = 16;
 
 /// This balancer's part in a cluster.
 pub struct Sharing {
@@ -46,6 +48,8 @@ pub struct Sharing {
     /// Backends of others that cannot be taken over, and why.
     left_out: BTreeMap<Place, String>,
     compare_at: Now,
+    /// From when on a claim that nobody makes is none: a process before this one may have left some.
+    settled_at: Now,
     wanted: Rc<Notify>,
     was_live: bool,
     /// Of which snapshot the sums are.
@@ -56,6 +60,7 @@ pub struct Sharing {
 impl Sharing {
     /// Its part as this member, whose backends register at `control`.
     pub fn new(membership: Membership, control: Vec<String>, now: Now) -> Sharing {
+        let settled_at = now.plus(membership.lease + membership.orphan);
         Sharing {
             cluster: membership.cluster.clone(),
             host: Arc::clone(&membership.host),
@@ -66,6 +71,7 @@ impl Sharing {
             theirs: BTreeMap::new(),
             left_out: BTreeMap::new(),
             compare_at: now,
+            settled_at,
             wanted: Rc::default(),
             was_live: false,
             summed: u64::MAX,
@@ -145,6 +151,29 @@ impl Hub {
         if let Some(id) = applied.backend {
             self.say_in_cluster(id, drains, now);
         }
+    }
+
+    /// Says in the cluster who has registered here before there was one: at a process before this one.
+    pub fn join_cluster(&mut self, sharing: Sharing, now: Now) {
+        self.sharing = Some(Box::new(sharing));
+        let all: Vec<BackendId> = self.registry.entries().map(|entry| entry.backend.id).collect();
+        all.into_iter().for_each(|id| self.say_in_cluster(id, false, now));
+    }
+
+    /// Where the other balancers of the cluster take registrations.
+    pub fn cluster_nodes(&self) -> Vec<String> {
+        let Some(sharing) = &self.sharing else { return Vec::new() };
+        let is_here = |address: &str| {
+            address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
+        };
+        let peers = sharing.share.peers().map(|(_, peer)| peer);
+        let peers = peers.filter(|peer| peer.is_stored && peer.report.state == "serving");
+        // What loopback is for another host is nothing to a backend of this one.
+        let reached = peers.flat_map(|peer| {
+            let is_far = peer.report.host != *sharing.host;
+            peer.report.control.iter().filter(move |it| !(is_far && is_here(it)))
+        });
+        reached.take(NODES_TOLD_MAX).cloned().collect()
     }
 
     fn say_in_cluster(&mut self, id: BackendId, begins_drain: bool, now: Now) {
@@ -227,8 +256,19 @@ impl Hub {
         let missing: Vec<(Place, NodeId, Offer)> = missing
             .map(|(place, owner, offer)| (place.clone(), owner.clone(), offer.clone()))
             .collect();
+        let (share, settled_at) = (&sharing.share, sharing.settled_at);
+        let mut nobodys = Vec::new();
+        if share.has_listed() && now >= settled_at {
+            let claimed: BTreeSet<&Place> = share.claims().map(|(place, ..)| place).collect();
+            let all = self.registry.entries().filter(|entry| entry.is_claimed);
+            let places = all.map(|entry| self.place(entry));
+            nobodys.extend(places.filter(|place| !claimed.contains(place)));
+        }
         for (place, owner, offer) in missing {
             self.take_over(place, &offer, owner, now);
+        }
+        for place in nobodys {
+            self.give_up(&place, Gone::Orphaned, now);
         }
     }
 
