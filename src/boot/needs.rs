@@ -15,6 +15,8 @@ use crate::config::units::SIZES;
 use crate::config::{Config, rules};
 use crate::control::certificates::{CertificateStatus, remaining};
 use crate::control::doors::UserDoors;
+use crate::control::etcd::Access;
+use crate::control::membership;
 use crate::control::rights::{self, who_may_register};
 use crate::control::socket;
 use crate::ring::probe;
@@ -124,6 +126,15 @@ fn files(config: &Config) -> Vec<Need<'_>> {
         let read = move || rights::load(path, &of).map(drop).map_err(Trouble);
         needs.push(Need::new("secret", move || {
             read().map(|()| format!("{} holds secrets", path.display()))
+        }));
+    }
+    if config.cluster.name.is_some() {
+        needs.push(Need::new("cluster", || {
+            let member = membership::of(config).map_err(Trouble)?;
+            Access::read(&config.cluster).map_err(Trouble)?;
+            let member = member.expect("it has a name");
+            let sealed = if member.seal.is_secret() { "sealed" } else { "not sealed" };
+            Ok(format!("{}, as {}; what is written is {sealed}", member.cluster, member.me.node()))
         }));
     }
     if let Some(path) = &config.admin.token_file {

@@ -20,7 +20,11 @@ use crate::boot::needs::{self, About, Need};
 use crate::boot::{self, Trouble, capacity};
 use crate::client::admin;
 use crate::cluster::Protocol;
+use crate::cluster::share::key::Prefix;
+use crate::config::cluster::Endpoint;
 use crate::config::{Config, doubts, plans};
+use crate::control::etcd::Access;
+use crate::control::etcd::look::{Seen, look};
 use crate::control::status::{Doors, Status};
 use crate::proxy::udp::SOCKETS_MAX;
 use crate::session::flows::Waits;
@@ -101,6 +105,45 @@ fn shown(findings: &[Finding], colour: bool) -> String {
     out
 }
 
+/// The members of the cluster's store. A balancer starts without them.
+fn store(config: &Config) -> Vec<Finding> {
+    let Some(name) = &config.cluster.name else { return Vec::new() };
+    let Ok(access) = Access::read(&config.cluster) else { return Vec::new() };
+    let prefix = Prefix::new(name);
+    let looks = async {
+        let mut looks = Vec::new();
+        for attempt in 0..access.endpoints().len() {
+            looks.push(look(&access, attempt, prefix.as_str()).await);
+        }
+        looks
+    };
+    let looks = wait_for(tokio::task::LocalSet::new().run_until(looks)).unwrap_or_default();
+    let finding = |(endpoint, look): (&Endpoint, Result<Seen, String>)| {
+        let outcome = match look {
+            Err(why) => Outcome::Doubtful(format!("{endpoint}: {why}")),
+            Ok(look) => seen(endpoint, &look),
+        };
+        Finding::new("etcd", outcome)
+    };
+    access.endpoints().iter().zip(looks).map(finding).collect()
+}
+
+fn seen(endpoint: &Endpoint, look: &Seen) -> Outcome {
+    let Seen { version, database_bytes, took, alarms } = look;
+    let (ms, megabytes) = (took.as_secs_f64() * 1e3, *database_bytes as f64 / 1e6);
+    let said = format!("{endpoint}: version {version}, reads within {ms:.1} ms, {megabytes:.1} MB");
+    if !alarms.is_empty() {
+        let alarms = alarms.join(", ");
+        return Outcome::Doubtful(format!(
+            "{said}; it complains of {alarms}: see `etcdctl alarm list`"
+        ));
+    }
+    match version.starts_with("3.4.") {
+        true => Outcome::Doubtful(format!("{said}; 3.4 gets no more fixes: use 3.5.16 or newer")),
+        false => Outcome::Good(said),
+    }
+}
+
 /// Everything that serve needs, what it would work out for itself, and what deserves a warning.
 fn findings(config: &Config) -> Vec<Finding> {
     let mut all: Vec<Tried> = needs::all(config).into_iter().map(Tried::of).collect();
@@ -115,6 +158,7 @@ fn findings(config: &Config) -> Vec<Finding> {
     {
         findings.push(Finding::new("auto", Outcome::Good(derived.join(", "))));
     }
+    findings.extend(store(config));
     let doubts = doubts::named(config).into_iter();
     findings.extend(doubts.map(|(what, doubt)| Finding::new(what, Outcome::Doubtful(doubt))));
     findings

@@ -6,6 +6,7 @@
 //! a registration takes about as long.
 
 pub mod gateway;
+pub mod look;
 pub mod wire;
 
 use std::fs;
@@ -52,6 +53,11 @@ impl Access {
             tls: is_tls.then(tls).transpose()?,
             lease_seconds: cluster.lease.as_millis().div_ceil(1000) as u64,
         })
+    }
+
+    /// The members, in the order in which they are tried.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
     }
 
     fn endpoint(&self, attempt: usize) -> &Endpoint {
