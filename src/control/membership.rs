@@ -29,6 +29,9 @@ const EVENTS_AT_ONCE: usize = 64;
 /// What the store says, with the attempt at which the connection was made.
 type Heard = mpsc::Receiver<(usize, Event)>;
 
+/// The way to the store of a cluster that was joined.
+pub type Joined = (Store, Heard);
+
 /// What is agreed in the cluster of these settings, and who this is there; `None`: there is none.
 ///
 /// # Errors
@@ -98,7 +101,7 @@ fn is_link_local(address: &SocketAddr) -> bool {
 ///
 /// # Errors
 /// One sentence with the cure.
-pub fn join(hub: &RefCell<Hub>, config: &Config) -> Result<Option<(Store, Heard)>, String> {
+pub fn join(hub: &RefCell<Hub>, config: &Config) -> Result<Option<Joined>, String> {
     let Some(membership) = of(config)? else { return Ok(None) };
     let access = Access::read(&config.cluster)?;
     let prefix = Prefix::new(&membership.cluster);

@@ -222,6 +222,8 @@ pub struct Core {
     admin: AdminDoor,
     /// The tasks that let others in.
     doors: RefCell<Vec<AbortHandle>>,
+    /// The way to the cluster's store, until it is taken.
+    store: RefCell<Option<membership::Joined>>,
 }
 
 impl Core {
@@ -253,6 +255,7 @@ impl Core {
             entrance,
             via: via.clone(),
             doors: RefCell::default(),
+            store: RefCell::new(membership::join(hub, config).map_err(io::Error::other)?),
         })
     }
 
@@ -262,6 +265,11 @@ impl Core {
             self.door.begin(stream, conversation);
         }
         self.open(listeners)?;
+        if let Some((store, heard)) = self.store.take() {
+            let share = membership::share(Rc::clone(&self.hub), store, heard);
+            // Another process is the cluster's node once this one has been left.
+            self.doors.borrow_mut().push(tokio_uring::spawn(share).abort_handle());
+        }
         tokio_uring::spawn(publish(Rc::clone(&self.hub)));
         tokio_uring::spawn(check(Rc::clone(&self.hub)));
         Ok(())
@@ -360,14 +368,8 @@ fn run(
             let upgrade_wanted = Rc::clone(&hub.borrow().upgrade_wanted);
             begin(upgrade_wanted).await?;
             let (core, lines) = make(&rest)?;
-            let store = membership::join(hub, &rest.config).map_err(io::Error::other)?;
             let Rest { listeners, urgent, .. } = rest;
             core.begin(lines, listeners)?;
-            if let Some((store, heard)) = store {
-                let task = tokio_uring::spawn(membership::share(Rc::clone(hub), store, heard));
-                // Another process is the cluster's node once this one has been left.
-                core.doors.borrow_mut().push(task.abort_handle());
-            }
             let kin = Kin::new(&core, means, heard);
             turn(&core, &urgent, asks, kin).await;
             Ok(())

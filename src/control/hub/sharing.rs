@@ -156,6 +156,11 @@ impl Hub {
     /// Says in the cluster who has registered here before there was one: at a process before this one.
     pub fn join_cluster(&mut self, sharing: Sharing, now: Now) {
         self.sharing = Some(Box::new(sharing));
+        self.tell_cluster_of_all(now);
+    }
+
+    /// Says in the cluster who is registered here already: a predecessor may have left them.
+    pub fn tell_cluster_of_all(&mut self, now: Now) {
         let all: Vec<BackendId> = self.registry.entries().map(|entry| entry.backend.id).collect();
         all.into_iter().for_each(|id| self.say_in_cluster(id, false, now));
     }

@@ -13,10 +13,14 @@ use tokio::sync::Notify;
 use super::*;
 use crate::base::publish::Publisher;
 use crate::cluster::registry::{Change, Lasts, Registration};
+use crate::cluster::share::Membership;
+use crate::cluster::share::key::NodeId;
+use crate::cluster::share::seal::Seal;
 use crate::cluster::source::Source;
 use crate::cluster::{AskedCheck, Snapshot, Standing};
 use crate::config::services::{CheckConfig, CheckKind, GroupShare, ServiceConfig, StaticBackend};
 use crate::control::checker::Failure;
+use crate::control::hub::sharing::Sharing;
 use crate::control::services::tallies;
 use crate::control::workers::{Workers, value};
 use crate::worker::link::{ControlEnd, Order, Report, WorkerEnd, link};
@@ -378,6 +382,26 @@ fn a_service_that_the_settings_do_not_have_any_more_leaves_in_good_order() {
         turn(&mut new, &workers, ms);
     }
     assert!(!new.registry.has_service(dns), "its backend has left, and it is gone");
+}
+
+#[test]
+fn other_balancers_hear_of_the_backends_that_were_left() {
+    let (old, _workers) = eventful(1);
+    let legacy = old.describe(at(20_010));
+    let (mut new, _workers) = heir(&legacy, config(), 1, 20_010);
+    let membership = Membership {
+        cluster: "c".to_owned(),
+        me: NodeId::new("a", 2),
+        seal: Seal::default(),
+        host: "here".into(),
+        endpoints: 1,
+        lease: Duration::from_secs(10),
+        orphan: Duration::from_secs(15),
+    };
+    new.sharing = Some(Box::new(Sharing::new(membership, Vec::new(), at(20_010))));
+    new.tell_cluster_of_all(at(20_010));
+    let connected = new.registry.entries().filter(|it| it.source.connection().is_some()).count();
+    assert_eq!((new.sharing.unwrap().share.said(), connected), (6, 6));
 }
 
 #[test]
