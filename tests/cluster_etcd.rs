@@ -133,6 +133,8 @@ struct Balancer {
     number: usize,
     process: Option<Process>,
     file: String,
+    /// For operators.
+    socket: String,
 }
 
 impl Balancer {
@@ -142,15 +144,16 @@ impl Balancer {
         let secret = folder.write("secret", SECRET);
         Command::new("chmod").args(["600", &secret]).status().unwrap();
         let (at, endpoints) = (number + 1, endpoints.join(", "));
+        let socket = folder.path().join(format!("admin{at}.sock")).display().to_string();
         let text = format!(
             "workers = 1\n[listen]\ntcp = \"10.77.0.{at}:8081\"\nudp = \"off\"\napi = \"off\"\n\
              control = \"10.77.0.{at}:8080\"\nadmin = \"10.77.0.{at}:8084\"\n\
-             [control]\nallow = [\"10.77.0.0/16\"]\n[balance]\npolicy = \"source_hash\"\nhash = \"address_port\"\n\
+             [admin]\nsocket = \"{socket}\"\n[control]\nallow = [\"10.77.0.0/16\"]\n[balance]\npolicy = \"source_hash\"\nhash = \"address_port\"\n\
              [limits]\nsessions = 2000\n[log]\nlevel = \"warn\"\n\
              [cluster]\nname = \"test\"\nnode = \"n{at}\"\nendpoints = [{endpoints}]\nsecret_file = \"{secret}\"\n"
         );
         let file = folder.write(&format!("lb{at}.toml"), text);
-        let mut balancer = Balancer { number, process: None, file };
+        let mut balancer = Balancer { number, process: None, file, socket };
         balancer.start();
         balancer
     }
@@ -177,6 +180,11 @@ impl Balancer {
 
     /// Ports of the backends that it gives users to, and their state.
     fn backends(&self) -> BTreeMap<u16, String> {
+        self.registered().into_iter().map(|(address, state)| (address.port(), state)).collect()
+    }
+
+    /// The backends that it gives users to, and their state.
+    fn registered(&self) -> Vec<(SocketAddr, String)> {
         let body = wait_for("the status", || self.get("/status"));
         let start = body.find('{').expect("it is JSON");
         let end = body.rfind('}').expect("it is JSON");
@@ -185,7 +193,7 @@ impl Balancer {
         let all = status["backends"].as_array().expect("a list").iter();
         let one = |it: &serde_json::Value| {
             let address: SocketAddr = it["address"].as_str()?.parse().ok()?;
-            Some((address.port(), it["state"].as_str()?.to_owned()))
+            Some((address, it["state"].as_str()?.to_owned()))
         };
         all.filter_map(one).filter(|(_, state)| state != "gone").collect()
     }
@@ -343,7 +351,8 @@ impl Load {
         let is_over = Arc::new(AtomicBool::new(false));
         let mut load = Load { is_over, asked, refused, moved, threads: Vec::new() };
         for number in 0..NODES {
-            let balancer = Balancer { number, process: None, file: String::new() };
+            let balancer =
+                Balancer { number, process: None, file: String::new(), socket: String::new() };
             let (is_over, asked) = (Arc::clone(&load.is_over), Arc::clone(&load.asked));
             let (refused, moved) = (Arc::clone(&load.refused), Arc::clone(&load.moved));
             let homes: Vec<(u16, u16)> = (0..20)
@@ -522,5 +531,88 @@ fn a_drain_is_one_everywhere_and_its_sessions_are_counted_exactly() {
         let line = control.hear("\"drained\"");
         assert!(!line.contains("\"cut\""), "none was ended: {line}");
         scene.agree(&[]);
+    });
+}
+
+#[test]
+#[ignore = "needs root and etcd"]
+fn an_operator_may_ask_any_balancer() {
+    in_a_network(|| {
+        let scene = Scene::new();
+        serve(9001);
+        let mut control = Control::open(&scene.balancers[0]);
+        control.register(9001);
+        scene.agree(&[9001]);
+        let operate = |at: usize, verb: &str, more: &[&str]| {
+            let socket = &scene.balancers[at].socket;
+            let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
+            command.args([verb, "b1"]).args(more).args(["--admin", socket]);
+            let done = command.output().unwrap();
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        };
+        operate(1, "drain", &["--within", "never"]);
+        for balancer in &scene.balancers {
+            wait_for("it to drain everywhere", || {
+                (balancer.backends().get(&9001)? == "draining").then_some(())
+            });
+        }
+        assert!(control.hear("\"draining\"").contains("\"by\":\"operator\""));
+        operate(2, "undrain", &[]);
+        scene.agree(&[9001]);
+        operate(2, "weight", &["7"]);
+        control.hear("\"weight\":7");
+    });
+}
+
+#[test]
+#[ignore = "needs root and etcd"]
+fn a_backend_registers_at_the_next_balancer_when_its_own_has_died() {
+    in_a_network(|| {
+        let mut scene = Scene::new();
+        let program = env!("CARGO_BIN_EXE_lb");
+        let lb = scene.balancers[0].at(8080).to_string();
+        let stays = ["backend", "--protocol", "tcp", "--port", "0", "--echo", "--lb", &lb];
+        let _backend = Process::start(program, &stays);
+        for balancer in &scene.balancers {
+            wait_for("it to be served", || (balancer.registered().len() == 1).then_some(()));
+        }
+        let begun = Instant::now();
+        scene.balancers[0].process = None;
+        // The balancer that it registers at sees it at another address, as all of them are on one host here.
+        let [_, second, third] = &scene.balancers[..] else { panic!("three balancers") };
+        wait_for("it to have registered elsewhere", || {
+            (second.registered().len() == 2).then_some(())
+        });
+        eprintln!("its balancer has died: registered at another after {:?}", begun.elapsed());
+        for balancer in [second, third] {
+            wait_for("the other one to be gone", || {
+                (balancer.registered().len() == 1).then_some(())
+            });
+        }
+        eprintln!("and known nowhere else after {:?}", begun.elapsed());
+        let keys = || (scene.count("node") == NODES - 1 && scene.count("back") == 1).then_some(());
+        wait_for("its words to be gone", keys);
+        let checked =
+            Command::new(program).args(["check", "--config", &scene.balancers[0].file]).output();
+        let said = String::from_utf8(checked.unwrap().stdout).unwrap();
+        assert!(said.contains("test, as n1; what is written is sealed"), "{said}");
+        assert_eq!(said.matches(": version 3.").count(), NODES, "{said}");
+        let admin = scene.balancers[1].at(8084).to_string();
+        let told = Command::new(program).args(["cluster", "status", "--admin", &admin]).output();
+        let told = String::from_utf8(told.unwrap().stdout).unwrap();
+        assert!(
+            told.contains("store live") && told.contains("n3~") && !told.contains("differs"),
+            "{told}"
+        );
+        let health = |at: usize| {
+            let admin = scene.balancers[at].at(8084).to_string();
+            Command::new(program)
+                .args(["health", "--admin", &admin])
+                .output()
+                .unwrap()
+                .status
+                .code()
+        };
+        assert_eq!([health(1), health(0)], [Some(0), Some(2)]);
     });
 }

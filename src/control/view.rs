@@ -100,7 +100,8 @@ fn cluster_node(id: &str, report: &NodeReport, own: &NodeReport, is_there: bool)
         backends: 0,
         sessions: report.sessions,
         version: report.version.clone(),
-        chooses_alike: report.algo == own.algo && report.tables == own.tables,
+        // Who is gone chooses nobody.
+        chooses_alike: !is_there || report.algo == own.algo && report.tables == own.tables,
         control: report.control.clone(),
     }
 }
