@@ -12,7 +12,7 @@ use lb::proxy::line::Features;
 use lb::ring::sys;
 use lb::session::shards::SessionView;
 use lb::worker::brake::Request;
-use lb::worker::link::{DoorChange, Listener, Order, Report};
+use lb::worker::link::{ControlEnd, DoorChange, Listener, Order, Report};
 
 use crate::wait::{PATIENCE, wait_for};
 
@@ -61,9 +61,14 @@ impl Plane {
 
     /// Opens a UDP door over a copy of this socket.
     pub fn open_udp_door(&mut self, id: DoorId, socket: &OwnedFd) {
+        self.open_udp_door_at(0, id, socket);
+    }
+
+    /// The same at one of several workers.
+    pub fn open_udp_door_at(&mut self, worker: usize, id: DoorId, socket: &OwnedFd) {
         let (socket, service) = (socket.try_clone().unwrap(), ServiceId::built_in(Protocol::Udp));
         self.udp_doors.push((id, sys::local(socket.as_fd()).unwrap()));
-        let end = &mut self.plane.ends[0];
+        let end = &mut self.plane.ends[worker];
         let listener = Listener { id, socket, service, is_tls: false };
         end.doors.push((Protocol::Udp, DoorChange::Open(listener))).unwrap();
         end.wake.write(1).unwrap();
@@ -76,18 +81,24 @@ impl Plane {
         user
     }
 
-    /// Has the worker do something, and waits until it has.
+    /// Has all workers do something, and waits until they have.
     pub fn request(&self, what: Request) {
-        let end = &self.plane.ends[0];
-        end.ask(what);
-        wait_for(&format!("{what:?}"), || end.brake.is_done().then_some(()));
+        let ends = &self.plane.ends;
+        ends.iter().for_each(|end| end.ask(what));
+        let is_done = || ends.iter().all(|end| end.brake.is_done());
+        wait_for(&format!("{what:?}"), || is_done().then_some(()));
     }
 
     /// Stands still, and describes what could go on elsewhere.
     pub fn describe(&self) -> Estate<RawFd> {
+        self.describe_all().remove(0)
+    }
+
+    /// The same of each worker.
+    pub fn describe_all(&self) -> Vec<Estate<RawFd>> {
         self.request(Request::Freeze);
         self.request(Request::Describe);
-        self.plane.ends[0].brake.take_estate().unwrap()
+        self.plane.ends.iter().map(|end| end.brake.take_estate().unwrap()).collect()
     }
 
     /// Takes that up; why it cannot.
@@ -105,7 +116,8 @@ impl Plane {
     }
 
     pub fn sessions(&self) -> u64 {
-        self.plane.ends[0].metrics.counters.sessions_active.get()
+        let of = |end: &ControlEnd| end.metrics.counters.sessions_active.get();
+        self.plane.ends.iter().map(of).sum()
     }
 
     pub fn reports(&mut self) -> Vec<Report> {
@@ -113,9 +125,10 @@ impl Plane {
     }
 
     pub fn stop(mut self) {
-        let end = &mut self.plane.ends[0];
-        end.orders.push(Order::Stop).unwrap();
-        end.wake.write(1).unwrap();
+        for end in &mut self.plane.ends {
+            end.orders.push(Order::Stop).unwrap();
+            end.wake.write(1).unwrap();
+        }
         self.plane.threads.join();
     }
 }

@@ -1,7 +1,7 @@
 //! UDP users whose worker is another one from some datagram on.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -10,6 +10,7 @@ use std::time::Duration;
 use lb::cluster::DoorId;
 use lb::ring::sys;
 use lb::worker::brake::Request;
+use lb::worker::link::ControlEnd;
 
 use crate::hand_over;
 use crate::planes::{Plane, config, delivered};
@@ -78,7 +79,7 @@ fn start(backend: SocketAddr, door: &OwnedFd, id: u16) -> Plane {
 
 fn open() -> (OwnedFd, SocketAddr) {
     let door = sys::datagram_door("127.0.0.1:0".parse().unwrap(), false, true).unwrap();
-    let address = sys::local(std::os::fd::AsFd::as_fd(&door)).unwrap();
+    let address = sys::local(door.as_fd()).unwrap();
     (door, address)
 }
 
@@ -131,4 +132,49 @@ fn sessions_whose_door_is_gone_are_refused_with_the_cure_and_go_on_where_they_ar
     user.send(&2u64.to_le_bytes()).unwrap();
     assert_eq!(hear(&user), (2, port));
     plane.stop();
+}
+
+#[test]
+fn one_worker_takes_up_the_sessions_of_two() {
+    let backend = backend();
+    let first = sys::datagram_door("127.0.0.1:0".parse().unwrap(), true, true).unwrap();
+    let address = sys::local(first.as_fd()).unwrap();
+    let doors = [first, sys::datagram_door(address, true, true).unwrap()];
+    let old = {
+        let mut config = config();
+        config.workers = Some(2);
+        let mut old = Plane::start(&config, &[], &[backend]);
+        for (worker, door) in doors.iter().enumerate() {
+            old.open_udp_door_at(worker, DoorId(5), door);
+        }
+        old
+    };
+    let says = |user: &UdpSocket, number: u64| {
+        user.send(&number.to_le_bytes()).unwrap();
+        let (back, port) = hear(user);
+        assert_eq!(back, number);
+        port
+    };
+    let users: Vec<_> = (0..40).map(|_| user(address)).collect();
+    let ports: Vec<_> = users.iter().map(|user| says(user, 1)).collect();
+    let of = |end: &ControlEnd| end.metrics.counters.sessions_active.get();
+    let counts: Vec<u64> = old.plane.ends.iter().map(of).collect();
+    assert!(counts.iter().all(|count| *count > 0), "both workers have users: {counts:?}");
+    let mut new = Plane::start(&config(), &[], &[backend]);
+    new.request(Request::Freeze);
+    for (number, door) in (6..).zip(&doors) {
+        new.open_udp_door(DoorId(number), door);
+    }
+    for estate in old.describe_all() {
+        assert_eq!(new.inherit(delivered(estate)), None);
+    }
+    assert_eq!(new.sessions(), 40);
+    new.request(Request::Thaw);
+    old.request(Request::Leave);
+    old.stop();
+    for (user, port) in users.iter().zip(ports) {
+        assert_eq!(says(user, 2), port);
+    }
+    assert_eq!(new.sessions(), 40);
+    new.stop();
 }
