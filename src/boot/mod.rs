@@ -6,6 +6,7 @@ pub mod circles;
 pub mod cores;
 pub mod datagrams;
 pub mod doors;
+mod heritage;
 pub mod needs;
 mod next;
 mod plane;
@@ -13,27 +14,25 @@ pub mod tls;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use tracing::{info, warn};
 
 use crate::base::time::Now;
 use crate::client::demo;
+use crate::cluster::seats::Seats;
 use crate::cluster::{Protocol, ServiceId};
 use crate::config::reload::Prepared;
 use crate::config::services::ServiceIds;
 use crate::config::{Admin, Config, Listen, LogFormat, doubts};
+use crate::control::Control;
 use crate::control::auth::Secrets;
 use crate::control::certificates::Watch;
 use crate::control::doors::{NewDoor, OpenDoor, put_addresses};
-use crate::control::legacy::Prelude;
 use crate::control::reload::{Asked, Reload, Reread};
 use crate::control::succession::Means;
-use crate::control::{Control, Listeners, socket};
 use crate::handover::predecessor::Predecessor;
 use crate::handover::successor::Program;
-use crate::handover::words::OwnDoor;
 use crate::logs;
 use crate::proxy::line::Features;
 use crate::ring::{probe, sys};
@@ -66,44 +65,23 @@ pub fn serve(
     program: Option<Program>,
     mut old: Option<Predecessor>,
 ) -> Result<(), Trouble> {
-    if let Some(old) = &old {
-        let prelude: Prelude =
-            serde_json::from_value(old.hello.prelude.clone()).unwrap_or_default();
-        prelude.number(&mut config).map_err(Trouble)?;
-    }
+    heritage::number(&mut config, old.as_ref())?;
     needs::refuse(&config)?;
     let kernel = probe::probe().map_err(|error| Trouble(error.to_string()))?;
     let asked = Asked::of(&config);
     let derived = capacity::settle(&mut config)?;
     let (sessions, workers) = (config.limits.sessions, plane::workers(&config));
-    let (listeners, own) = open_own(&mut config, old.as_mut())?;
+    let (listeners, own) = heritage::open_own(&mut config, old.as_mut())?;
     let cores = sys::cores();
     let features = Features { receive_cap: kernel.receive_cap, splice: kernel.receive_cap };
     let plane = DataPlane::start_after(&config, sessions, features, old.as_mut())?;
-    config.listen.tcp = plane.door(Protocol::Tcp);
-    config.listen.udp = plane.door(Protocol::Udp);
-    config.listen.api = plane.door(Protocol::Api);
-    config.listen.api_tls = plane.doors.api_tls();
-    put_addresses(plane.doors.open(), &mut config.services);
+    put_doors(&plane, &mut config);
     tell_doors(&config.listen, plane.doors.open());
     info!(kernel = %kernel.release, workers, sessions, "ready");
     plane.cores.tell();
     tell_settings(&config, &derived);
     let demo = start_demo(&config, demo, name)?;
-    let gro = config.udp.gro;
-    let reload = Reload {
-        fit: Box::new(move |config| fit(config, workers)),
-        open: Box::new(move |doors: &[NewDoor]| {
-            open_users(doors, workers, gro).map_err(|Trouble(sentence)| sentence)
-        }),
-        certify: Box::new(move |wanted, before| tls::load(wanted, workers, Some(before))),
-        reread,
-        seats: plane.seats,
-        asked,
-        ids: ServiceIds::behind(&config),
-        prepared: Prepared::for_doors_of(&config),
-        watch: Watch::new(&config.tls_files(), Now::read()),
-    };
+    let reload = reload(&config, workers, (plane.seats, asked), reread);
     let control = Control {
         config: Arc::new(config),
         derived,
@@ -118,7 +96,8 @@ pub fn serve(
     sys::pin(&plane.cores.control);
     let claims = plane.cores.into_claims();
     let (is_successor, old) = (old.is_some(), old.map(|old| (old, plane.awaited)));
-    let means = Means { program: heirs(program, demo.is_some()), own, claims, cores, old };
+    let means =
+        Means { program: heritage::heirs(program, demo.is_some()), own, claims, cores, old };
     let outcome = control.run(reload, means).map_err(|error| Trouble(error.to_string()));
     if is_successor && outcome.is_err() {
         // Its workers stand still, hold nothing of anybody's, and end with the process.
@@ -134,64 +113,36 @@ pub fn serve(
     outcome
 }
 
-/// How this balancer is started again; or why it can have no successor.
-fn heirs(program: Option<Program>, is_demo: bool) -> Result<Program, String> {
-    match program {
-        _ if is_demo => {
-            Err("a demo's backends would end with it: upgrade a balancer without --demo".into())
-        }
-        // Who ends it ends everything in its container, and so would its end.
-        _ if std::process::id() == 1 => Err(
-            "this is process 1, whose end would end its successor: run it under an init, such as \
-                 `docker run --init`"
-                .into(),
-        ),
-        Some(program) => Ok(program),
-        None => {
-            Err("the kernel does not say where this program's file is: restart it instead".into())
-        }
+/// From now on the configuration has the real addresses of the users' doors.
+fn put_doors(plane: &DataPlane, config: &mut Config) {
+    config.listen.tcp = plane.door(Protocol::Tcp);
+    config.listen.udp = plane.door(Protocol::Udp);
+    config.listen.api = plane.door(Protocol::Api);
+    config.listen.api_tls = plane.doors.api_tls();
+    put_addresses(plane.doors.open(), &mut config.services);
+}
+
+/// What changes the settings while everything runs.
+fn reload(
+    config: &Config,
+    workers: usize,
+    (seats, asked): (Arc<Seats>, Asked),
+    reread: Reread,
+) -> Reload {
+    let gro = config.udp.gro;
+    Reload {
+        fit: Box::new(move |config| fit(config, workers)),
+        open: Box::new(move |doors: &[NewDoor]| {
+            open_users(doors, workers, gro).map_err(|Trouble(sentence)| sentence)
+        }),
+        certify: Box::new(move |wanted, before| tls::load(wanted, workers, Some(before))),
+        reread,
+        seats,
+        asked,
+        ids: ServiceIds::behind(config),
+        prepared: Prepared::for_doors_of(config),
+        watch: Watch::new(&config.tls_files(), Now::read()),
     }
-}
-
-/// The control core's listeners, and each once more for a successor.
-type Own = (Listeners, Vec<(OwnDoor, OwnedFd)>);
-
-/// Opens the doors of the control core that a predecessor does not have. From then on the configuration has the
-/// real addresses, including ports that the kernel chose.
-fn open_own(config: &mut Config, mut old: Option<&mut Predecessor>) -> Result<Own, Trouble> {
-    let (control, admin) = (config.listen.control, config.listen.admin);
-    let socket = config.admin.socket.clone();
-    let mut known = |find: &dyn Fn(&mut Predecessor) -> Option<OwnedFd>| find(old.as_deref_mut()?);
-    let listeners = Listeners {
-        control: match control.and_then(|at| known(&|old| old.control(at))) {
-            Some(there) => Some(there.into()),
-            None => doors::open(control, "control")?,
-        },
-        admin: match admin.and_then(|at| known(&|old| old.admin(at))) {
-            Some(there) => Some(there.into()),
-            None => doors::open(admin, "admin")?,
-        },
-        socket: match socket.as_deref().and_then(|path| known(&|old| old.socket(path))) {
-            Some(there) => Some(there.into()),
-            None => socket.as_deref().map(socket::open).transpose().map_err(Trouble)?,
-        },
-    };
-    config.listen.control = listeners.control.as_ref().and_then(|door| door.local_addr().ok());
-    config.listen.admin = listeners.admin.as_ref().and_then(|door| door.local_addr().ok());
-    let own = [
-        control.map(|asked| OwnDoor::Control { asked }).zip(again(listeners.control.as_ref())),
-        admin.map(|asked| OwnDoor::Admin { asked }).zip(again(listeners.admin.as_ref())),
-        socket.map(|path| OwnDoor::Socket { path }).zip(again(listeners.socket.as_ref())),
-    ];
-    let own = own.into_iter().flatten().map(|(door, again)| Ok((door, again?)));
-    let own = own.collect::<Result<_, std::io::Error>>().map_err(|error| {
-        Trouble(format!("out of descriptors ({error}): raise `ulimit -n` or LimitNOFILE"))
-    })?;
-    Ok((listeners, own))
-}
-
-fn again(listener: Option<&impl AsFd>) -> Option<std::io::Result<OwnedFd>> {
-    listener.map(|it| it.as_fd().try_clone_to_owned())
 }
 
 /// Tells what the settings have come to, beyond the doors.

@@ -189,34 +189,28 @@ impl DataPlane {
         let wakes = ends.iter().map(|end| Arc::clone(&end.wake)).collect();
         let datagrams = Datagrams::new(config, wakes)?;
         let all_metrics: Arc<[_]> = ends.iter().map(|end| Arc::clone(&end.metrics)).collect();
-        let mut plans = Vec::new();
         for (door, sockets) in doors.open().iter().zip(opened) {
             hand_out(door, sockets, &mut ends);
         }
         if old.is_some() {
             ends.iter().for_each(|end| end.ask(Request::Freeze));
         }
-        for (number, end) in worker_ends.into_iter().enumerate() {
-            plans.push(Plan {
-                end,
-                datagrams: datagrams.driver(number as u8),
-                api: http::GatewaySettings {
-                    held_bytes_max: heads(config, workers),
-                    https_port: doors.api_tls().map(|door| door.port()),
-                    ids_seed: config.api.request_id.then(seed),
-                    ..http::GatewaySettings::of(config, &via)
-                },
-                request_lines: match config.reports_sessions() {
-                    true => config.log.requests_per_second,
-                    false => 0,
-                },
-                core: cores.workers.get(number).copied(),
-                ring: buffers(config, workers),
-                features,
-                all_metrics: Arc::clone(&all_metrics),
-            });
-        }
-        let threads = Threads::start(plans)?;
+        let plan = |(number, end): (usize, WorkerEnd)| Plan {
+            end,
+            datagrams: datagrams.driver(number as u8),
+            api: http::GatewaySettings {
+                held_bytes_max: heads(config, workers),
+                https_port: doors.api_tls().map(|door| door.port()),
+                ids_seed: config.api.request_id.then(seed),
+                ..http::GatewaySettings::of(config, &via)
+            },
+            request_lines: request_lines(config),
+            core: cores.workers.get(number).copied(),
+            ring: buffers(config, workers),
+            features,
+            all_metrics: Arc::clone(&all_metrics),
+        };
+        let threads = Threads::start(worker_ends.into_iter().enumerate().map(plan).collect())?;
         Ok(DataPlane {
             ends,
             snapshots,
@@ -229,6 +223,11 @@ impl DataPlane {
             awaited,
         })
     }
+}
+
+/// Lines about API requests that the log takes each second.
+fn request_lines(config: &Config) -> u32 {
+    if config.reports_sessions() { config.log.requests_per_second } else { 0 }
 }
 
 /// The settings with the ports that the kernel chose for services.
