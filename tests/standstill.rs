@@ -85,9 +85,13 @@ impl Balancer {
         self.plane.ends[0].shard.iter().map(|view| view.bytes_up + view.bytes_down).sum()
     }
 
+    /// Sessions that there are.
+    fn inside(&self) -> u64 {
+        self.plane.ends[0].metrics.counters.sessions_active.get()
+    }
+
     fn everybody_has_gone(&self) {
-        let active = &self.plane.ends[0].metrics.counters.sessions_active;
-        wait_for("everybody to have gone", || (active.get() == 0).then_some(()));
+        wait_for("everybody to have gone", || (self.inside() == 0).then_some(()));
     }
 
     /// Whoever has ended since the last look did so of their own accord.
@@ -214,13 +218,14 @@ fn twenty_freezes_under_load_lose_no_byte() {
         let before = moved.load(Ordering::Relaxed);
         wait_for("bytes to move", || (moved.load(Ordering::Relaxed) > before).then_some(()));
         balancer.request(Request::Freeze);
-        let there = balancer.passed();
+        let (there, inside) = (balancer.passed(), balancer.inside());
         // Whoever connects now is in the kernel's queue, and is served later.
         let mut newcomer = balancer.user();
         newcomer.write_all(b"?").unwrap();
         idle[round].write_all(b"?").unwrap();
         thread::sleep(Duration::from_millis(5));
         assert_eq!(balancer.passed(), there, "round {round}: nothing moves");
+        assert_eq!(balancer.inside(), inside, "round {round}: nobody is let in");
         assert_eq!(not_taken(&idle[round]), 1, "round {round}: nothing is taken");
         balancer.request(Request::Thaw);
         for user in [&mut newcomer, &mut idle[round]] {
