@@ -177,7 +177,7 @@ impl Sessions {
     }
 
     /// The same, and where to connect to for it.
-    #[inline]
+    #[inline(always)]
     fn begin(
         &mut self,
         service: ServiceId,
@@ -512,10 +512,12 @@ impl Sessions {
         if session.relay.in_flight() {
             return;
         }
-        match (session.is_elsewhere, session.relayed) {
-            (true, _) => self.forget(key, cx),
-            (false, true) => self.begin_to_part(key, reason, ordered, cx),
-            (false, false) => self.close(key, reason, [0; 2], cx),
+        if session.is_elsewhere {
+            return self.forget(key, cx);
+        }
+        match session.relayed {
+            true => self.begin_to_part(key, reason, ordered, cx),
+            false => self.close(key, reason, [0; 2], cx),
         }
     }
 }

@@ -11,7 +11,7 @@ impl Stage {
         for side in Side::BOTH {
             if self.relay.is_sent_to(side) {
                 let event = Event::Sent { side, result: Ok(sent) };
-                self.relay.note(event, &mut self.pool, &mut |_| {});
+                self.relay.note(event, &mut self.pool, self.features, &mut |_| {});
             }
         }
     }
@@ -89,6 +89,7 @@ fn an_end_behind_a_send_that_stopped_short_is_still_doubted() {
     stage.relay.note(
         Event::Received { side: Backend, what: Received::End, more: false, nonempty: false },
         &mut stage.pool,
+        stage.features,
         &mut |_| {},
     );
     let (mut new, said) = stage.elsewhere();

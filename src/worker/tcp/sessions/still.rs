@@ -84,7 +84,8 @@ impl Sessions {
             event,
             Event::Sent { result: Ok(1..), .. } | Event::Spliced { moved: 1.., .. }
         );
-        session.relay.note(event, cx.pool, &mut |what| cx.out.push(Cmd::Relay { key, what }));
+        let relay_out = &mut |what| cx.out.push(Cmd::Relay { key, what });
+        session.relay.note(event, cx.pool, session.features, relay_out);
         if has_moved {
             session.active = cx.now;
             let up = session.relay.delivered(Side::Client);
@@ -129,6 +130,7 @@ impl Sessions {
     }
 
     /// The last of a session that goes on elsewhere.
+    #[cold]
     pub(super) fn forget(&mut self, key: Key, cx: &mut Cx<'_>) {
         if let Some(Session { entry, mut relay, .. }) = self.slots.remove(key) {
             relay.release(cx.pool);
