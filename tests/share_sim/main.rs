@@ -47,6 +47,9 @@ fn run(seed: u64, fault: Fault) -> Result<[u64; 4], Violation> {
             if step == plan::STEPS {
                 world.mend();
             }
+            if step == plan::STEPS + plan::QUIET / 2 {
+                world.last_change();
+            }
             let stepped = world.step(step >= plan::STEPS);
             stepped.map_err(|violation| told(&world, violation))?;
         }

@@ -77,10 +77,6 @@ impl Store {
         sealed.map(|(key, _)| key.as_str())
     }
 
-    pub fn value(&self, key: &str) -> Option<&str> {
-        self.content.keys.get(key).map(|value| value.text.as_str())
-    }
-
     pub fn backup(&self) -> Content {
         self.content.clone()
     }

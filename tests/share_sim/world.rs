@@ -11,7 +11,7 @@ use lb::cluster::share::event::{Change, Command, Event, Gone};
 use lb::cluster::share::key::{NodeId, Place};
 use lb::cluster::share::seal::Seal;
 use lb::cluster::share::value::{NodeReport, Offer, State};
-use lb::cluster::share::{Membership, Share};
+use lb::cluster::share::{Membership, Phase, Share};
 use lb::cluster::source::Source;
 use lb::cluster::{Policy, Protocol, ServiceId, Snapshot, Standing, Terms};
 
@@ -30,8 +30,6 @@ const WELL_MS: u64 = 26_000;
 /// What is true of one registration.
 struct Truth {
     since: u64,
-    /// The store has had it since.
-    was_written: bool,
 }
 
 /// A process of a balancer.
@@ -41,6 +39,8 @@ pub struct Process {
     pub registry: Registry,
     /// Who is registered here, as the backends know it.
     own: BTreeMap<Place, Truth>,
+    /// When it was told last that a key says that a backend serves.
+    heard: BTreeMap<String, u64>,
     is_cut: bool,
     paused_until: u64,
     /// When it was last cut off or paused.
@@ -118,8 +118,20 @@ impl World {
         registry.agree(|_| terms.clone());
         let mut share = Share::new(membership, at(self.now));
         share.report(NodeReport { version: "1".to_owned(), ..NodeReport::default() }, at(self.now));
-        let (own, is_cut, paused_until, unwell) = (BTreeMap::new(), false, 0, 0);
-        Process { id, share, registry, own, is_cut, paused_until, unwell, attempt: 0, arrives: 0 }
+        let (own, heard, is_cut) = (BTreeMap::new(), BTreeMap::new(), false);
+        let (paused_until, unwell) = (0, 0);
+        Process {
+            id,
+            share,
+            registry,
+            own,
+            heard,
+            is_cut,
+            paused_until,
+            unwell,
+            attempt: 0,
+            arrives: 0,
+        }
     }
 
     /// Ten milliseconds.
@@ -190,7 +202,7 @@ impl World {
             ..Offer { weight, ..Offer::plain() }.registration(TCP, place.address)
         };
         process.registry.apply(Claimed::Register(registration), at(now)).expect("there is room");
-        let truth = Truth { since: now, was_written: false };
+        let truth = Truth { since: now };
         let known = process.own.remove(place);
         process.own.insert(place.clone(), known.unwrap_or(truth));
         let entry = process.registry.find(TCP, place.address).expect("it has just registered");
@@ -327,19 +339,8 @@ impl World {
             return self.post(again, Message::Ask { node, attempt, command });
         }
         let event = self.store.carry_out(node, attempt, command, self.now);
-        self.note_written();
         if let Some(event) = event {
             self.tell(node, attempt, event);
-        }
-    }
-
-    fn note_written(&mut self) {
-        for process in &mut self.processes {
-            let prefix = process.share.prefix().clone();
-            for (place, truth) in process.own.iter_mut().filter(|(_, truth)| !truth.was_written) {
-                let value = self.store.value(&prefix.back(&process.id, place));
-                truth.was_written = value.is_some_and(|text| text.contains("serving"));
-            }
         }
     }
 
@@ -354,6 +355,13 @@ impl World {
             process.arrives = process.arrives.max(again);
             self.post(again, Message::Tell((node, attempt, event)));
             return Ok(());
+        }
+        if let Event::Listed { rows, .. } | Event::Changed { puts: rows, .. } = &event
+            && attempt == process.attempt
+            && !matches!(process.share.phase(), Phase::Down { .. })
+        {
+            let serving = rows.iter().filter(|row| row.value.contains("serving"));
+            process.heard.extend(serving.map(|row| (row.key.clone(), self.now)));
         }
         if self.fault == Fault::NeverAudits
             && let Event::Audited { .. } = event
@@ -415,7 +423,10 @@ impl World {
         let others = self.processes.iter().enumerate().filter(|(other, _)| *other != node);
         for (_, process) in others.filter(|(_, process)| is_well(process)) {
             let Some(truth) = process.own.get(place) else { continue };
-            if truth.was_written && truth.since + WELL_MS < self.now {
+            // What nobody could tell it, it cannot know.
+            let key = process.share.prefix().back(&process.id, place);
+            let heard = self.processes[node].heard.get(&key);
+            if heard.is_some_and(|at| *at > truth.since) && truth.since + WELL_MS < self.now {
                 let (me, other) = (&self.processes[node].id, &process.id);
                 let what =
                     format!("{me} lets go of {place} ({why:?}), which is registered at {other}");
@@ -436,16 +447,20 @@ impl World {
         Ok(())
     }
 
-    /// Everything that has befallen is over, but for a watch that says nothing any more just when a backend joins
-    /// elsewhere: the last change of all must not be missed.
-    pub fn mend(&mut self) {
+    /// A watch says nothing any more just when a backend joins elsewhere: the last change must not be missed.
+    pub fn last_change(&mut self) {
         self.store.silence(0);
         self.join(1, &place(plan::PLACES));
+    }
+
+    /// Everything that has befallen is over.
+    pub fn mend(&mut self) {
         self.store.paused_until = self.store.paused_until.min(self.now);
         self.store.is_full = false;
         for process in &mut self.processes {
             process.is_cut = false;
             process.paused_until = process.paused_until.min(self.now);
+            process.arrives = process.arrives.min(self.now);
         }
     }
 

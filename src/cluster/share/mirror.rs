@@ -263,6 +263,11 @@ impl Mirror {
         });
     }
 
+    /// Something has changed about this place.
+    pub fn touch(&mut self, place: Place) {
+        self.touched.insert(place);
+    }
+
     /// The places about which something has changed since this was asked last.
     pub fn touched(&mut self) -> BTreeSet<Place> {
         std::mem::take(&mut self.touched)

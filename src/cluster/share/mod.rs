@@ -275,10 +275,10 @@ impl Share {
         }
     }
 
-    /// Whether our own word is newer than the others' may be another matter now.
+    /// Whether our own word is newer than the others' may be another matter once all has been heard.
     fn touched_by_own(&mut self, key: &str) {
         if let Some(key::Key::Back(_, place)) = self.prefix.parse(key) {
-            self.show(&place);
+            self.mirror.touch(place);
         }
     }
 
