@@ -16,6 +16,7 @@ use super::legacy::{Heir, Legacy};
 use crate::base::thread;
 use crate::base::time::Now;
 use crate::cluster::{DoorId, Protocol};
+use crate::estate::api::UserRecord;
 use crate::estate::format::State;
 use crate::estate::{DoorRecord, Estate};
 use crate::handover::channel::{Fault, Packet};
@@ -105,6 +106,10 @@ fn take_workers(
     let udp = hub.doors.open().iter().filter(|door| door.protocol == Protocol::Udp);
     let here: Vec<_> = udp.map(|door| (door.id, door.address)).collect();
     estates.iter_mut().for_each(|estate| estate.doors_here.clone_from(&here));
+    for estate in &mut estates {
+        let door = |user: &mut UserRecord| user.door = old.asked_for_as(user.door.get()).into();
+        estate.api.amend(door);
+    }
     hub.workers.take_over(estates, TAKING_PATIENCE)
 }
 

@@ -98,6 +98,7 @@ pub struct EntryRecord {
     pub client: Address,
     /// Its backend, as it was chosen.
     pub backend: Address,
+    /// The same; of an API user on no backend, the last that it was on.
     pub backend_id: U32,
     /// The backend's row of the counters.
     pub slot: U16,
@@ -118,6 +119,8 @@ pub struct EntryRecord {
 impl EntryRecord {
     /// A connection to its backend begins with a PROXY header.
     pub const PROXY: u8 = 1;
+    /// It has not been on a backend.
+    pub const NO_BACKEND: U32 = U32::MAX_VALUE;
 }
 
 /// Bytes that one session can have carried; no session has ever had more.

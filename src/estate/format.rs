@@ -52,11 +52,12 @@ enum Kind {
     Rests = 6,
     Sources = 7,
     Doors = 8,
+    Api = 9,
 }
 
 impl Kind {
     /// Those of an estate, in the order in which they are written.
-    const OF_ESTATE: [Kind; 7] = [
+    const OF_ESTATE: [Kind; 8] = [
         Kind::Places,
         Kind::Tcp,
         Kind::Udp,
@@ -64,6 +65,7 @@ impl Kind {
         Kind::Rests,
         Kind::Sources,
         Kind::Doors,
+        Kind::Api,
     ];
 
     /// The parcel of an estate that is of this kind.

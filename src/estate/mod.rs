@@ -6,6 +6,7 @@
 //! what an older release did: a reader that knows more than the writer finds zeros, and one that knows less
 //! does not look at the tail.
 
+pub mod api;
 pub mod entry;
 pub mod format;
 pub mod tcp;
@@ -44,6 +45,8 @@ pub struct Estate<S> {
     pub sources: Parcel<S>,
     /// Its sockets at the users' doors, a record for each.
     pub doors: Parcel<S>,
+    /// API users.
+    pub api: Parcel<S>,
     /// The UDP doors where this is taken up, which may have other numbers there. Does not travel.
     pub doors_here: Vec<(DoorId, SocketAddr)>,
 }
@@ -100,28 +103,29 @@ pub struct Span {
 impl<S> Estate<S> {
     /// Nothing yet.
     pub fn new(worker: u8) -> Estate<S> {
-        let [places, tcp, udp, upstream, rests, sources, doors] =
-            [(); 7].map(|()| Parcel::default());
-        Estate { worker, places, tcp, udp, upstream, rests, sources, doors, doors_here: Vec::new() }
+        let [places, tcp, udp, upstream, rests, sources, doors, api] =
+            [(); 8].map(|()| Parcel::default());
+        let doors_here = Vec::new();
+        Estate { worker, places, tcp, udp, upstream, rests, sources, doors, api, doors_here }
     }
 
     /// All parcels, in the order in which they are written.
-    pub fn parcels(self) -> [Parcel<S>; 7] {
-        let Estate { places, tcp, udp, upstream, rests, sources, doors, .. } = self;
-        [places, tcp, udp, upstream, rests, sources, doors]
+    pub fn parcels(self) -> [Parcel<S>; 8] {
+        let Estate { places, tcp, udp, upstream, rests, sources, doors, api, .. } = self;
+        [places, tcp, udp, upstream, rests, sources, doors, api]
     }
 
-    fn parcels_mut(&mut self) -> [&mut Parcel<S>; 7] {
-        let Estate { places, tcp, udp, upstream, rests, sources, doors, .. } = self;
-        [places, tcp, udp, upstream, rests, sources, doors]
+    fn parcels_mut(&mut self) -> [&mut Parcel<S>; 8] {
+        let Estate { places, tcp, udp, upstream, rests, sources, doors, api, .. } = self;
+        [places, tcp, udp, upstream, rests, sources, doors, api]
     }
 
     /// The same with other handles for the descriptors, in the same order.
     pub fn map<T>(self, mut socket: impl FnMut(S) -> T) -> Estate<T> {
         let (worker, doors_here) = (self.worker, self.doors_here.clone());
         let parcels = self.parcels().map(|parcel| parcel.map(&mut socket));
-        let [places, tcp, udp, upstream, rests, sources, doors] = parcels;
-        Estate { worker, places, tcp, udp, upstream, rests, sources, doors, doors_here }
+        let [places, tcp, udp, upstream, rests, sources, doors, api] = parcels;
+        Estate { worker, places, tcp, udp, upstream, rests, sources, doors, api, doors_here }
     }
 }
 
@@ -176,6 +180,16 @@ impl<S> Parcel<S> {
     pub fn records<R: Record>(&self) -> impl Iterator<Item = R> {
         // An empty parcel has no size of record.
         self.records.chunks_exact(self.record_bytes.max(1)).map(read)
+    }
+
+    /// Changes all records, as far as this release knows their fields.
+    pub fn amend<R: Record>(&mut self, change: impl Fn(&mut R)) {
+        for bytes in self.records.chunks_exact_mut(self.record_bytes.max(1)) {
+            let mut record: R = read(bytes);
+            change(&mut record);
+            let known = bytes.len().min(size_of::<R>());
+            bytes[..known].copy_from_slice(&record.as_bytes()[..known]);
+        }
     }
 
     /// The bytes of a span; `None`: there are no such.
@@ -249,6 +263,19 @@ mod tests {
         let mut parcel: Parcel<i32> = Parcel::default();
         parcel.push(&Newer { added: U32::new(8), ..newer });
         assert_eq!(parcel.records::<Older>().collect::<Vec<_>>(), [record]);
+    }
+
+    #[test]
+    fn what_is_changed_in_a_record_leaves_its_unknown_tail_alone() {
+        let mut parcel: Parcel<i32> = Parcel::default();
+        let record = older(&mut parcel, 5, b"x");
+        let newer = Newer { older: record, added: U32::new(8) };
+        parcel.push(&newer);
+        parcel.push(&newer);
+        parcel.amend(|record: &mut Older| record.text.len = U32::new(0));
+        let text = Span { len: U32::new(0), ..record.text };
+        let changed = Newer { older: Older { text, ..record }, ..newer };
+        assert_eq!(parcel.records::<Newer>().collect::<Vec<_>>(), [changed, changed]);
     }
 
     #[test]

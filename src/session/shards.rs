@@ -267,6 +267,12 @@ impl ShardWriter {
         Now::from_nanos(self.shard.record(place.0).active.load(Ordering::Relaxed))
     }
 
+    /// The backend that a session is on, or was on last.
+    pub fn backend(&self, place: &Place) -> Option<BackendId> {
+        let backend = self.shard.record(place.0).backend.load(Ordering::Relaxed);
+        (backend != NO_BACKEND).then_some(BackendId(backend))
+    }
+
     /// All sessions of the other shard are in their places: newcomers get the others.
     pub fn settle(&mut self) {
         if std::mem::take(&mut self.succeeds) {

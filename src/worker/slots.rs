@@ -84,7 +84,8 @@ impl<T> Slots<T> {
         self.iter().filter(|(_, value)| which(value)).map(|(key, _)| key).collect()
     }
 
-    fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
+    /// Everything in use, with its place.
+    pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
         self.slots.iter().enumerate().filter_map(|(place, (generation, slot))| {
             let key = Key { place: place as u32, generation: *generation };
             slot.as_ref().map(|value| (key, value))

@@ -246,6 +246,37 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         self.approaches.has(key) || Side::BOTH.into_iter().any(|side| self.secured.has((key, side)))
     }
 
+    /// Whether a connection speaks TLS.
+    pub fn is_secured(&self, end: End) -> bool {
+        self.secured.has(end)
+    }
+
+    /// Whether an operation is on a connection of a session.
+    pub fn is_of_stream(tag: Tag) -> bool {
+        matches!(tag.kind & OPERATION, RECEIVE | SEND | ROOM)
+    }
+
+    /// Whether it is a receive.
+    pub fn is_receive(tag: Tag) -> bool {
+        tag.kind & OPERATION == RECEIVE
+    }
+
+    /// Whether it waits for room.
+    pub fn is_room(tag: Tag) -> bool {
+        tag.kind & OPERATION == ROOM
+    }
+
+    /// What waits until the worker goes on.
+    pub fn held(&self) -> impl Iterator<Item = &Done> {
+        self.held.iter().filter(|done| Self::is_of_stream(done.tag))
+    }
+
+    /// Takes some of that out.
+    pub fn take_held(&mut self, which: impl Fn(&Done) -> bool) -> Vec<Done> {
+        let is_one = |done: &mut Done| Self::is_of_stream(done.tag) && which(done);
+        self.held.extract_if(.., is_one).collect()
+    }
+
     /// Goes on, and returns what has waited for that.
     pub fn thaw(&mut self) -> (Vec<Done>, Vec<Newcomer>) {
         self.doors.thaw();

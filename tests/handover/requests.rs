@@ -1,7 +1,7 @@
 //! API users through handovers: every request is answered, uploads and tunnels end whole.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -23,6 +23,7 @@ fn web() -> u16 {
 }
 
 fn serve(mut to: TcpStream) -> Option<()> {
+    to.set_nodelay(true).unwrap();
     let mut from = BufReader::new(to.try_clone().unwrap());
     loop {
         let (mut len, mut upgrade, mut line) = (0, false, String::new());
@@ -150,25 +151,96 @@ fn an_upload_ends_whole() {
     assert_eq!(client.answer().0, format!("{} {sum}", body.len()));
 }
 
-#[test]
-fn a_tunnel_goes_on() {
-    let (balancer, _backend) = balancer();
-    let mut client = Client::new(&balancer);
-    let head = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
+/// Asks for a tunnel.
+fn tunnel(balancer: &Balancer) -> Client {
+    let mut client = Client::new(balancer);
+    let head = b"GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
     client.to.write_all(head).unwrap();
     let mut line = String::new();
     while line != "\r\n" {
         line.clear();
-        client.from.read_line(&mut line).unwrap();
+        assert!(client.from.read_line(&mut line).unwrap() > 0, "an answer comes");
     }
-    for round in 0..4u32 {
+    client
+}
+
+#[test]
+fn a_tunnel_goes_on_and_the_old_process_does_not_wait_for_it() {
+    let (balancer, _backend) = balancer();
+    let (mut client, mut other) = (tunnel(&balancer), tunnel(&balancer));
+    for round in 0..5u32 {
         let text = [round.to_le_bytes(); 200].concat();
         client.to.write_all(&text).unwrap();
         let mut answer = vec![0; text.len()];
         client.from.read_exact(&mut answer).unwrap();
         assert_eq!(answer, text, "round {round}");
-        if round < 3 {
+        if round < 4 {
+            let old = balancer.pid();
             balancer.upgrade();
+            // Its patience with tunnels would be longer than this test's.
+            balancer.wait_for_end(old);
         }
     }
+    other.to.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(other.from.read(&mut [0; 8]).unwrap(), 0, "its end is passed on, and the echo's");
+}
+
+#[test]
+fn a_stream_through_a_tunnel_loses_no_byte() {
+    let (balancer, _backend) = balancer();
+    let Client { mut to, mut from } = tunnel(&balancer);
+    let (stop, passed) = (AtomicBool::new(false), AtomicU64::new(0));
+    let sent = pattern(9, 1 << 20);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                to.write_all(&sent).unwrap();
+            }
+            to.shutdown(Shutdown::Write).unwrap();
+        });
+        scope.spawn(|| {
+            let mut bytes = vec![0; sent.len()];
+            let mut at = 0;
+            loop {
+                let count = from.read(&mut bytes).unwrap();
+                if count == 0 {
+                    break;
+                }
+                for byte in &bytes[..count] {
+                    assert_eq!(*byte, sent[at], "byte {at} after {passed:?}");
+                    at = (at + 1) % sent.len();
+                }
+                passed.fetch_add(count as u64, Ordering::Relaxed);
+            }
+            assert_eq!(at, 0, "all of it came");
+        });
+        for _ in 0..4 {
+            let (before, old) = (passed.load(Ordering::Relaxed), balancer.pid());
+            balancer.upgrade();
+            let more = || (passed.load(Ordering::Relaxed) > before + (8 << 20)).then_some(());
+            wait_for("more bytes", more);
+            balancer.wait_for_end(old);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn who_is_between_two_requests_never_has_to_come_again() {
+    let (balancer, backend) = balancer();
+    let mut clients: Vec<Client> = (0..20).map(|_| Client::new(&balancer)).collect();
+    // One has asked for nothing yet.
+    let mut late = Client::new(&balancer);
+    assert!(clients.iter_mut().all(Client::get));
+    let counted = || balancer.status()["backends"][0]["sessions_total"].as_u64().unwrap();
+    let before = counted();
+    for _ in 0..4 {
+        let old = balancer.pid();
+        balancer.upgrade();
+        balancer.wait_for_end(old);
+        assert!(clients.iter_mut().all(Client::get), "nobody is asked to come again");
+    }
+    assert!(late.get());
+    assert_eq!(counted(), before + 4 * 20 + 1, "each request is counted once");
+    assert!(backend.is_connected());
 }

@@ -13,7 +13,7 @@ use crate::http::answer::Taste;
 use crate::http::body::{Body, Framing};
 use crate::http::field::Name;
 use crate::http::head::RequestHead;
-use crate::http::trace::{self, Ids, MADE_BYTES};
+use crate::http::trace::{self, ID_BYTES_MAX, Ids, MADE_BYTES};
 use crate::http::{field, login, write};
 use crate::ring::pool::Chain;
 use crate::session::SessionId;
@@ -320,6 +320,25 @@ impl Exchange {
             && self.upload_is_done()
             && self.status == 0
             && matches!(self.answer, Answer::Head)
+    }
+
+    /// The host, the ID, and then method and target, and the lengths of the first two.
+    pub fn kept_line(&self) -> (&[u8], u8, u8) {
+        (&self.line, self.host_kept, self.id_kept)
+    }
+
+    /// Keeps what another has kept; false if these cannot be the lengths.
+    pub fn keep_line(&mut self, line: &[u8], host: u8, id: u8) -> bool {
+        let before = usize::from(host) + usize::from(id);
+        let is_fit = before <= line.len()
+            && line.len() <= before + LINE_KEPT_MAX
+            && usize::from(host) <= HOST_KEPT_MAX
+            && usize::from(id) <= ID_BYTES_MAX;
+        if is_fit {
+            self.line = line.to_vec();
+            (self.host_kept, self.id_kept) = (host, id);
+        }
+        is_fit
     }
 
     pub fn record(&self, session: SessionId, client: SocketAddr, is_tls: bool) -> Record<'_> {

@@ -15,6 +15,8 @@
 //! Requests are served one at a time: what the user sends ahead stays in the stash, and nothing
 //! more is read until it is wanted, so the user's own kernel holds the rest.
 
+pub mod estate;
+
 use std::net::SocketAddr;
 
 use super::exchange::{Answer, Exchange, Upload};
@@ -57,6 +59,8 @@ pub struct Gateway {
     pub(super) heard: Now,
     /// No further request is accepted.
     draining: bool,
+    /// The next answer that begins is the last.
+    retiring: bool,
     /// Why the first request is refused.
     pub(super) refuses: Option<&'static str>,
     pub(super) moved: [u64; 2],
@@ -105,6 +109,7 @@ impl Gateway {
             active: now,
             heard: now,
             draining: false,
+            retiring: false,
             refuses: None,
             moved: [0; 2],
         }
@@ -413,7 +418,7 @@ impl Gateway {
     }
 
     pub(super) fn must_close(&self) -> bool {
-        self.draining || self.exchange.close || !self.exchange.upload_is_done()
+        self.draining || self.retiring || self.exchange.close || !self.exchange.upload_is_done()
     }
 
     pub(super) fn abandon_upload(&mut self, cx: &mut Context<'_>) {

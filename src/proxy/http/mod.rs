@@ -46,6 +46,7 @@ use crate::session::{EndReason, SessionId};
 
 pub use exchange::HOST_KEPT_MAX;
 pub use gateway::Gateway;
+pub use gateway::estate::{Described, Served};
 
 /// Everything about the gateway that can be set for all services alike.
 #[derive(Clone, PartialEq, Debug)]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::{Books, Choice, Entry};
 use crate::cluster::{BackendId, Protocol, Service, ServiceId};
-use crate::estate::entry::{CARRIED_MAX, EntryRecord, PlacesRecord, moment, nanos};
+use crate::estate::entry::{Address, CARRIED_MAX, EntryRecord, PlacesRecord, moment, nanos};
 use crate::estate::{Parcel, Span};
 use crate::metrics::BACKENDS_MAX;
 use crate::session::shards::{Extent, Place};
@@ -37,7 +37,7 @@ impl Named {
     ///
     /// # Errors
     /// There is no such service any more.
-    fn find<S>(
+    pub fn find<S>(
         &mut self,
         name: Span,
         parcel: &Parcel<S>,
@@ -77,6 +77,16 @@ impl Books {
         self.parts.shard.settle();
     }
 
+    /// The name of a service in a parcel; `None`: it is gone.
+    pub fn name<S>(
+        &self,
+        service: ServiceId,
+        names: &mut Names,
+        parcel: &mut Parcel<S>,
+    ) -> Option<Span> {
+        Some(names.of(self.snapshot.service(service)?, parcel))
+    }
+
     /// How a session stands in the books; `None`: its service is gone, or it has no backend.
     pub fn describe<S>(
         &self,
@@ -84,16 +94,31 @@ impl Books {
         names: &mut Names,
         parcel: &mut Parcel<S>,
     ) -> Option<EntryRecord> {
-        let service = self.snapshot.service(entry.service)?;
         let Choice { backend, slot, address, proxy, tls: _ } = entry.choice?;
-        let id = self.id(entry);
         Some(EntryRecord {
-            service: names.of(service, parcel),
-            client: entry.client.into(),
             backend: address.into(),
             backend_id: backend.0.into(),
             slot: slot.into(),
             flags: if proxy { EntryRecord::PROXY } else { 0 },
+            ..self.describe_user(entry, names, parcel)?
+        })
+    }
+
+    /// The same of one without a backend, as API users are between two requests.
+    pub fn describe_user<S>(
+        &self,
+        entry: &Entry,
+        names: &mut Names,
+        parcel: &mut Parcel<S>,
+    ) -> Option<EntryRecord> {
+        let (id, last) = (self.id(entry), self.parts.shard.backend(&entry.place));
+        Some(EntryRecord {
+            service: self.name(entry.service, names, parcel)?,
+            client: entry.client.into(),
+            backend: Address::NONE,
+            backend_id: last.map_or(EntryRecord::NO_BACKEND, |last| last.0.into()),
+            slot: 0.into(),
+            flags: 0,
             worker: id.worker,
             place: id.place.into(),
             generation: id.generation.into(),
@@ -114,34 +139,59 @@ impl Books {
         services: &mut Named,
         parcel: &Parcel<S>,
     ) -> Result<Entry, String> {
-        let client = record.client.given()?;
         let choice = choice(record)?;
+        let mut entry = self.take_up_user(record, services, parcel)?;
+        let service = entry.service;
+        self.enter(&mut entry, service, choice);
+        Ok(entry)
+    }
+
+    /// A session that was taken up is one of this service's, and on a backend of that.
+    pub fn enter(&mut self, entry: &mut Entry, service: ServiceId, choice: Choice) {
+        if let Some(found) = self.snapshot.service(service) {
+            found.gate.enter(None);
+            entry.inside = Some(service);
+        }
+        self.book(entry, choice);
+    }
+
+    /// Takes one up that [`Books::describe_user`] has described; it is on no backend.
+    ///
+    /// # Errors
+    /// As for [`Books::take_up`].
+    pub fn take_up_user<S>(
+        &mut self,
+        record: &EntryRecord,
+        services: &mut Named,
+        parcel: &Parcel<S>,
+    ) -> Result<Entry, String> {
+        let client = record.client.given()?;
         let service = services.find(record.service, parcel, self)?;
         let (up, down) = (record.bytes_up.get(), record.bytes_down.get());
         if up.max(down) > CARRIED_MAX {
             return Err("a session has carried more bytes than there are".into());
         }
         let place = self.place(record, service)?;
+        if record.backend_id != EntryRecord::NO_BACKEND {
+            self.parts.shard.set_backend(&place, BackendId(record.backend_id.get()));
+        }
         if let Some(service) = self.snapshot.service(service) {
             service.seats.take_beyond();
-            service.gate.enter(None);
         }
         self.parts.metrics.counters.sessions_active.one();
         self.parts.shard.moved(&place, up, down, moment(record.active));
-        let mut entry = Entry {
+        Ok(Entry {
             service,
             client,
             started: moment(record.started),
             is_tls: false,
             place,
-            inside: Some(service),
+            inside: None,
             choice: None,
             row: None,
             bytes_up: up,
             bytes_down: down,
-        };
-        self.book(&mut entry, choice);
-        Ok(entry)
+        })
     }
 
     /// A place for a session that is taken up.
@@ -162,7 +212,10 @@ impl Books {
 }
 
 /// The backend that a session was given.
-fn choice(record: &EntryRecord) -> Result<Choice, String> {
+///
+/// # Errors
+/// What is wrong with the record.
+pub fn choice(record: &EntryRecord) -> Result<Choice, String> {
     if record.flags & !EntryRecord::PROXY != 0 {
         return Err("a session has unknown flags".into());
     }
@@ -187,7 +240,6 @@ mod tests {
     use crate::base::random::xorshift;
     use crate::base::time::Now;
     use crate::cluster::{Backend, Snapshot, Standing};
-    use crate::estate::entry::Address;
     use crate::session::EndReason;
     use crate::worker::books::tests::{Joined, joined};
     use zerocopy::{FromBytes, IntoBytes};

@@ -2,17 +2,19 @@
 //! operations. Owns their streams and those towards backends; decides nothing about them (that is
 //! `sessions`'s).
 
-use std::os::fd::RawFd;
+mod still;
+
+use std::os::fd::{OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
 use super::sessions::{Cmd, Conn, Sessions};
 use crate::base::time::Now;
-use crate::estate::Parcel;
+use crate::estate::{Estate, Parcel};
 use crate::http::answer;
 use crate::proxy::greeting::Caller;
 use crate::proxy::{self, Event, Side};
-use crate::ring::{Done, Ring};
+use crate::ring::{Done, Ring, Tag};
 use crate::worker::driver::{Driver, Turn};
 use crate::worker::ends::Ends;
 use crate::worker::family;
@@ -21,7 +23,8 @@ use crate::worker::link::{DoorChange, Order};
 use crate::worker::opening::{Opening, Unconnected};
 use crate::worker::slots::Key;
 use crate::worker::stream_driver::{COMMANDS, StreamDriver};
-use crate::worker::streams::{Completion, End, Streams};
+use crate::worker::streams::{self, Completion, End, Streams};
+use still::Movers;
 
 pub struct HttpDriver {
     sessions: Sessions,
@@ -29,6 +32,7 @@ pub struct HttpDriver {
     /// link's: the two number their places each from zero.
     streams: Streams<{ family::API }>,
     commands: Vec<Cmd>,
+    movers: Movers,
 }
 
 impl HttpDriver {
@@ -37,6 +41,7 @@ impl HttpDriver {
             sessions,
             streams: Streams::new(Some(answer::NO_DESCRIPTOR), now),
             commands: Vec::with_capacity(COMMANDS),
+            movers: Movers::default(),
         }
     }
 }
@@ -106,29 +111,41 @@ impl Driver for HttpDriver {
         self.streams.doors.freeze(turn.ring);
     }
 
-    /// All its sessions stay, and go on when the worker does.
     fn note(&mut self, done: Done, turn: &mut Turn<'_>) {
-        self.streams.hold(done, turn);
+        self.note_or_hold(done, turn);
     }
 
     fn take_back(&mut self, turn: &mut Turn<'_>) {
         self.streams.doors.freeze(turn.ring);
+        self.take_back_sends(turn);
     }
 
     fn is_still(&mut self) -> bool {
-        self.streams.doors.is_still()
+        self.streams.doors.is_still() && self.users_are_still()
+    }
+
+    fn describe(&mut self, estate: &mut Estate<RawFd>, turn: &mut Turn<'_>) {
+        self.describe_all(&mut estate.api, turn);
+    }
+
+    fn inherit(&mut self, estate: &mut Estate<OwnedFd>, turn: &mut Turn<'_>) -> Result<(), String> {
+        self.inherit_all(std::mem::take(&mut estate.api), turn)
     }
 
     fn describe_doors(&self, doors: &mut Parcel<RawFd>) {
         self.streams.doors.describe(doors);
     }
 
-    fn leave(&mut self, _turn: &mut Turn<'_>) {
+    fn leave(&mut self, turn: &mut Turn<'_>) {
         self.streams.doors.leave();
+        self.leave_all(turn);
     }
 
     fn thaw(&mut self, turn: &mut Turn<'_>) {
+        self.stay();
         self.thaw_streams(turn);
+        self.sessions.thaw(&mut turn.cx(&mut self.commands));
+        self.execute(turn);
     }
 
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {
@@ -220,5 +237,13 @@ fn end_of(conn: Conn) -> End {
     match conn {
         Conn::User(key) => (key, Side::Client),
         Conn::Link(key) => (key, Side::Backend),
+    }
+}
+
+/// The connection that an operation is on.
+fn conn_of(tag: Tag) -> Conn {
+    match streams::end_of(tag) {
+        (key, Side::Client) => Conn::User(key),
+        (key, Side::Backend) => Conn::Link(key),
     }
 }

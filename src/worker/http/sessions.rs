@@ -15,10 +15,13 @@
 //! completion never meets another user or link.
 
 mod doors;
+mod estate;
 mod heads;
 mod links;
 mod looks;
+mod orders;
 mod relief;
+mod still;
 mod turned_away;
 
 use std::collections::VecDeque;
@@ -41,9 +44,7 @@ use crate::ring::pool::Pool;
 use crate::session::EndReason;
 use crate::worker::books::{Choice, Entry};
 use crate::worker::cx;
-use crate::worker::ends::Ends;
 use crate::worker::grace;
-use crate::worker::link::Order;
 use crate::worker::opening::Unconnected;
 use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
@@ -112,11 +113,15 @@ pub struct Sessions {
     /// Version of the snapshot the spares were last checked against.
     version: u64,
     draining: bool,
+    /// Others go on elsewhere; those who are still here were in the middle of something.
+    has_left: bool,
     /// The worker stops: no more waiting for slow readers.
     stopping: bool,
     starved: Starved<Conn>,
     /// What the gateway being called asks for.
     wanted: Vec<http::GatewayCmd>,
+    /// Users who were taken up, and are listened to when the worker goes on.
+    seated: Vec<Key>,
 }
 
 struct User {
@@ -145,6 +150,8 @@ struct User {
     looks: Looks,
     /// Set once it is over and waits for its connection to deliver the rest.
     leaving: Option<Leaving>,
+    /// It goes on in another process.
+    is_elsewhere: bool,
 }
 
 impl User {
@@ -165,6 +172,7 @@ impl User {
             scheduled: Now::NEVER,
             looks: Looks::NEW,
             leaving: None,
+            is_elsewhere: false,
         }
     }
 }
@@ -236,9 +244,11 @@ impl Sessions {
             sweep_at: Now::NEVER,
             version: 0,
             draining: false,
+            has_left: false,
             stopping: false,
             starved: Starved::new(now),
             wanted: Vec::with_capacity(16),
+            seated: Vec::new(),
         }
     }
 
@@ -413,60 +423,6 @@ impl Sessions {
         wheels.into_iter().chain([sweep, again]).flatten().min()
     }
 
-    /// Carries out an order that concerns API users.
-    pub fn order(&mut self, order: Order, cx: &mut Cx<'_>) {
-        match order {
-            Order::EndBackend { .. } => self.end_backends(&Ends::of(order), cx),
-            Order::EndSession { id, reason } => {
-                let is_named = |entry: &Entry| cx.books.id(entry) == id;
-                let found = self.users.find(|user| user.entry.as_ref().is_some_and(is_named));
-                if let Some(key) = found {
-                    self.end(key, reason, cx);
-                }
-            }
-            Order::Stop => {
-                (self.draining, self.stopping) = (true, true);
-                self.end_all(|_| true, EndReason::Stopping, cx);
-                self.hurry_links(cx.now, grace::STOP);
-                self.drop_all_spares(cx);
-            }
-            Order::Drain => {
-                self.draining = true;
-                for key in self.users.keys(|_| true) {
-                    self.act(key, cx, |gateway, context| gateway.drain(context));
-                }
-                self.drop_all_spares(cx);
-            }
-        }
-    }
-
-    /// As one [`Order::EndBackend`] for each of these.
-    pub fn end_backends(&mut self, ends: &Ends, cx: &mut Cx<'_>) {
-        let reason = |user: &User| {
-            user.entry.as_ref().filter(|_| user.link.is_some()).and_then(|it| ends.reason_for(it))
-        };
-        for key in self.users.keys(|user| reason(user).is_some()) {
-            let why = self.users.get(key).and_then(|user| reason(user));
-            if let Some(why) = why {
-                self.end(key, why, cx);
-            }
-        }
-    }
-
-    fn end_all(&mut self, which: impl Fn(&User) -> bool, reason: EndReason, cx: &mut Cx<'_>) {
-        for key in self.users.keys(which) {
-            self.end(key, reason, cx);
-        }
-    }
-
-    fn end(&mut self, key: Key, reason: EndReason, cx: &mut Cx<'_>) {
-        let grace = grace::of(reason);
-        if !self.hurry_user(cx.now, key, grace) {
-            self.act(key, cx, |gateway, context| gateway.end(reason, true, context));
-            self.hurry_user(cx.now, key, grace);
-        }
-    }
-
     /// Lends a gateway everything it needs, and does what it wants.
     fn act(&mut self, key: Key, cx: &mut Cx<'_>, act: impl FnOnce(&mut Gateway, &mut Context<'_>)) {
         if self.lend(key, cx, act) {
@@ -572,6 +528,9 @@ impl Sessions {
             self.drop_spare(link, cx);
         }
         let Some(user) = self.users.get(key).filter(|_| over) else { return };
+        if user.is_elsewhere {
+            return self.forget(key, cx);
+        }
         // A user who was idle too long has had its time; only the last words get a moment.
         let still = match ending.reason {
             EndReason::Idle => grace::ORDERED,

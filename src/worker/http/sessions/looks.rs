@@ -203,7 +203,7 @@ impl Sessions {
 }
 
 /// How often a connection that is being sent to is looked at.
-fn look_every(limits: &RequestLimits) -> Duration {
+pub(super) fn look_every(limits: &RequestLimits) -> Duration {
     LOOK_EVERY.min(limits.body / 4).min(limits.tunnel_idle / 4)
 }
 

@@ -1,5 +1,7 @@
 //! API users whose requests are for several services, played by hand against one worker's books.
 
+mod still;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
