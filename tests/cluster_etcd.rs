@@ -4,6 +4,8 @@
 //!
 //! Times are printed. They are held against generous bounds, since a busy machine is no fault of the balancer.
 
+#[path = "cluster_etcd/members.rs"]
+mod members;
 #[path = "common/process.rs"]
 mod process;
 #[path = "common/wait.rs"]
@@ -18,8 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use members::{Etcd, client_of};
+use nix::sys::signal::Signal;
 use process::{Folder, Process};
 use socket2::{Domain, SockAddr, Socket, Type};
 use wait::wait_for;
@@ -43,89 +45,6 @@ fn in_a_network(run: impl FnOnce() + Send) {
 fn ip(what: &str) {
     let done = Command::new("ip").args(what.split(' ')).status().expect("iproute2 is installed");
     assert!(done.success(), "ip {what}");
-}
-
-/// A member of etcd.
-struct Member {
-    number: usize,
-    process: Option<Process>,
-}
-
-/// The store.
-struct Etcd {
-    folder: Folder,
-    members: Vec<Member>,
-}
-
-fn client_of(number: usize) -> String {
-    format!("http://127.0.0.1:{}", 2379 + 10 * number)
-}
-
-fn peer_of(number: usize) -> String {
-    format!("http://127.0.0.1:{}", 2380 + 10 * number)
-}
-
-impl Etcd {
-    fn start() -> Etcd {
-        let members = (0..NODES).map(|number| Member { number, process: None }).collect();
-        let mut etcd = Etcd { folder: Folder::new("etcd"), members };
-        (0..NODES).for_each(|number| etcd.begin(number));
-        wait_for("etcd to be there", || etcd.ask(&["endpoint", "health"]));
-        etcd
-    }
-
-    fn begin(&mut self, number: usize) {
-        let all: Vec<String> = (0..NODES).map(|at| format!("m{at}={}", peer_of(at))).collect();
-        let folder = self.folder.path().join(format!("m{number}"));
-        let (client, peer) = (client_of(number), peer_of(number));
-        let arguments = [
-            "--name",
-            &format!("m{number}"),
-            "--data-dir",
-            folder.to_str().unwrap(),
-            "--listen-client-urls",
-            &client,
-            "--advertise-client-urls",
-            &client,
-            "--listen-peer-urls",
-            &peer,
-            "--initial-advertise-peer-urls",
-            &peer,
-            "--initial-cluster",
-            &all.join(","),
-            "--logger",
-            "zap",
-        ];
-        self.members[number].process = Some(Process::start("etcd", &arguments));
-    }
-
-    fn kill(&mut self, number: usize) {
-        self.members[number].process = None;
-    }
-
-    fn signal(&self, signal: Signal) {
-        for member in &self.members {
-            let process = member.process.as_ref().expect("it runs");
-            kill(Pid::from_raw(process.0.id() as i32), signal).unwrap();
-        }
-    }
-
-    /// What etcdctl says, if it succeeds.
-    fn ask(&self, arguments: &[&str]) -> Option<String> {
-        let running = self.members.iter().filter(|member| member.process.is_some());
-        let endpoints: Vec<String> = running.map(|member| client_of(member.number)).collect();
-        let mut command = Command::new("etcdctl");
-        command.env("ETCDCTL_API", "3").args(["--endpoints", &endpoints.join(",")]);
-        let done = command.args(arguments).output().expect("etcd-client is installed");
-        done.status.success().then(|| String::from_utf8_lossy(&done.stdout).into_owned())
-    }
-
-    fn leader(&self) -> usize {
-        let told = wait_for("a leader", || self.ask(&["endpoint", "status"]));
-        let leads = |line: &&str| line.split(", ").nth(4) == Some("true");
-        let line = told.lines().find(leads).expect("one of them leads").to_owned();
-        (0..NODES).find(|number| line.starts_with(&client_of(*number))).expect("it is one of them")
-    }
 }
 
 /// A balancer.
