@@ -24,23 +24,24 @@ pub fn number(config: &mut Config, old: Option<&Predecessor>) -> Result<(), Trou
     prelude.number(config).map_err(Trouble)
 }
 
-/// How this balancer is started again; or why it can have no successor.
-pub fn heirs(program: Option<Program>, is_demo: bool) -> Result<Program, String> {
-    match program {
-        _ if is_demo => {
-            Err("a demo's backends would end with it: upgrade a balancer without --demo".into())
-        }
+/// How this balancer is started again; or why it can have no successor. `withdrawal`: this kernel leaves what
+/// arrives in its socket while workers stand still.
+pub fn heirs(program: Option<Program>, is_demo: bool, withdrawal: bool) -> Result<Program, String> {
+    let why = match program {
+        _ if is_demo => "a demo's backends would end with it: upgrade a balancer without --demo",
         // Who ends it ends everything in its container, and so would its end.
-        _ if std::process::id() == 1 => Err(
+        _ if std::process::id() == 1 => {
             "this is process 1, whose end would end its successor: run it under an init, such as \
-                 `docker run --init`"
-                .into(),
-        ),
-        Some(program) => Ok(program),
-        None => {
-            Err("the kernel does not say where this program's file is: restart it instead".into())
+             `docker run --init`"
         }
-    }
+        _ if !withdrawal => {
+            "this kernel takes bytes for receives that have no buffers (see `lb check`): restart instead, or \
+             run a newer kernel"
+        }
+        Some(program) => return Ok(program),
+        None => "the kernel does not say where this program's file is: restart it instead",
+    };
+    Err(why.to_owned())
 }
 
 /// The control core's listeners, and each once more for a successor.

@@ -96,8 +96,13 @@ pub fn serve(
     sys::pin(&plane.cores.control);
     let claims = plane.cores.into_claims();
     let (is_successor, old) = (old.is_some(), old.map(|old| (old, plane.awaited)));
-    let means =
-        Means { program: heritage::heirs(program, demo.is_some()), own, claims, cores, old };
+    let means = Means {
+        program: heritage::heirs(program, demo.is_some(), kernel.withdrawal),
+        own,
+        claims,
+        cores,
+        old,
+    };
     let outcome = control.run(reload, means).map_err(|error| Trouble(error.to_string()));
     if is_successor && outcome.is_err() {
         // Its workers stand still, hold nothing of anybody's, and end with the process.

@@ -75,6 +75,8 @@ pub fn take_up(
     }
     hub.workers.ask(Request::Thaw);
     old.running();
+    // Until then nobody is served. If one of them hangs, the pulse of the workers says so.
+    hub.workers.wait(TAKING_PATIENCE);
     let stall = Now::read().since(legacy.at);
     let (generation, sessions) = (old.hello.generation + 1, hub.workers.sessions());
     hub.handover.taken_over(generation, Now::read(), stall, sessions);

@@ -3,6 +3,7 @@
 mod failures;
 mod harness;
 mod operators;
+mod peers;
 mod requests;
 mod sessions;
 

@@ -26,7 +26,8 @@ impl Workers {
         self.wait(patience)
     }
 
-    fn wait(&self, patience: Duration) -> bool {
+    /// Waits until all have carried out what they were asked. False: some have not within `patience`.
+    pub fn wait(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         while !self.ends.iter().all(|end| end.link.brake.is_done()) {
             if Instant::now() >= until {
