@@ -269,6 +269,8 @@ impl AdminDoor {
             Some("the balancer is stopping".to_owned())
         } else if hub.is_stalled() {
             Some("a worker does not turn any more".to_owned())
+        } else if hub.awaits_cluster(Now::read()) {
+            Some("the cluster's registry has not been read yet".to_owned())
         } else {
             let services = hub.snapshot.services.iter().filter(|it| !hub.is_leaving(it.id));
             why_nobody_is_served(services)

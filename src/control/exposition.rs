@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
 use super::certificates::authorities;
+use super::cluster_status::ClusterStatus;
 use super::hub::Hub;
 use super::services::tallies;
 use super::status::{BackendState, RunState};
@@ -30,6 +31,43 @@ const TIMINGS: [(&str, &str, Timing); 3] = [
     ("session_seconds", "From a session's start to its end.", Timing::SessionLength),
 ];
 
+/// A value of a cluster: its name, its kind, its help text, and where to find it.
+type OfCluster = (&'static str, Kind, &'static str, fn(&ClusterStatus) -> u64);
+
+const CLUSTER: [OfCluster; 9] = [
+    ("store_live", Kind::Gauge, "1 while the cluster's store is heard, else 0.", |it| {
+        u64::from(it.store == "live")
+    }),
+    ("present", Kind::Gauge, "1 while the others can see that this balancer is there.", |it| {
+        u64::from(it.present)
+    }),
+    ("nodes", Kind::Gauge, "Balancers of the cluster that are there, with this one.", |it| {
+        it.nodes.iter().filter(|node| node.state != "gone").count() as u64
+    }),
+    (
+        "unwritten",
+        Kind::Gauge,
+        "Backends of this balancer that the others have yet to hear of.",
+        |it| it.unwritten as u64,
+    ),
+    (
+        "orphans",
+        Kind::Gauge,
+        "What others have said that the store has lost, and that still holds.",
+        |it| it.orphans as u64,
+    ),
+    ("left_out", Kind::Gauge, "Backends of other balancers that are not served here.", |it| {
+        it.left_out.len() as u64
+    }),
+    ("rejected", Kind::Counter, "Values that no balancer of the cluster can have written.", |it| {
+        it.rejected
+    }),
+    ("lost", Kind::Counter, "Connections to the cluster's store that were lost.", |it| it.lost),
+    ("relisted", Kind::Counter, "Times that what was known here was not what was there.", |it| {
+        it.relisted
+    }),
+];
+
 /// How often the balancer was handed over while it ran.
 fn handovers(hub: &Hub, text: &mut Text) {
     let handover = &hub.handover;
@@ -45,6 +83,15 @@ fn handovers(hub: &Hub, text: &mut Text) {
     text.head(name, "gauge", "For how long nobody was served in the handover to this process.");
     if let Some(taken) = &handover.taken {
         text.sample(name, &[], taken.stall_us as f64 / 1e6);
+    }
+}
+
+/// What a member of a cluster knows of it. A balancer that is in none has no samples.
+fn cluster(hub: &Hub, text: &mut Text) {
+    let known = view::cluster(hub);
+    for (name, kind, help, of) in CLUSTER {
+        let name = text.family("cluster_", name, kind, help);
+        known.iter().for_each(|known| text.sample(&name, &[], of(known)));
     }
 }
 
@@ -88,6 +135,7 @@ pub fn text(hub: &Hub) -> String {
         }
     }
     handovers(hub, &mut text);
+    cluster(hub, &mut text);
     certificates(hub, &mut text);
     lists(hub, &mut text);
     services(hub, &mut text);

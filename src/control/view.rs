@@ -61,7 +61,7 @@ pub fn status(hub: &Hub, doors: Doors, now: Now) -> Status {
 }
 
 /// The cluster of this balancer; `None`: it is in none.
-fn cluster(hub: &Hub) -> Option<ClusterStatus> {
+pub fn cluster(hub: &Hub) -> Option<ClusterStatus> {
     let sharing = hub.sharing.as_ref()?;
     let (share, summary) = (&sharing.share, sharing.share.summary());
     let own = share.reported().cloned().unwrap_or_default();

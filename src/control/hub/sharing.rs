@@ -34,6 +34,9 @@ const ALGORITHM: u32 = 1;
 /// Most addresses that a backend is told of.
 const NODES_TOLD_MAX: usize = 16;
 
+/// How long a balancer that has just started waits for the cluster's registry before it calls itself ready.
+const FIRST_LIST: Duration = Duration::from_secs(2);
+
 /// This balancer's part in a cluster.
 pub struct Sharing {
     pub share: Share,
@@ -151,6 +154,13 @@ impl Hub {
         if let Some(id) = applied.backend {
             self.say_in_cluster(id, drains, now);
         }
+    }
+
+    /// Whether the cluster's registry has not been read yet, which is waited for for a moment after the start: who is
+    /// sent users before that has none of the others' backends for them.
+    pub fn awaits_cluster(&self, now: Now) -> bool {
+        let is_unread = self.sharing.as_ref().is_some_and(|it| !it.share.has_listed());
+        is_unread && now.since(self.started) < FIRST_LIST
     }
 
     /// Says in the cluster who has registered here before there was one: at a process before this one.
@@ -479,5 +489,32 @@ impl Hub {
             let reason = sharing.share.summary().trouble;
             warn!(cluster, reason, "the store of the cluster is away: all that is known goes on");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::hub;
+    use super::*;
+    use crate::cluster::share::seal::Seal;
+    use crate::config::Config;
+
+    #[test]
+    fn a_start_waits_for_the_registry_but_not_for_long() {
+        let (mut hub, _worker) = hub(Config::default());
+        let at = |ms: u64| hub.started.plus(Duration::from_millis(ms));
+        let [early, late] = [at(1_999), at(2_000)];
+        assert!(!hub.awaits_cluster(early), "it is in no cluster");
+        let membership = Membership {
+            cluster: "c".to_owned(),
+            me: NodeId::new("a", 2),
+            seal: Seal::default(),
+            host: "here".into(),
+            endpoints: 1,
+            lease: Duration::from_secs(10),
+            orphan: Duration::from_secs(15),
+        };
+        hub.sharing = Some(Box::new(Sharing::new(membership, Vec::new(), early)));
+        assert!(hub.awaits_cluster(early) && !hub.awaits_cluster(late));
     }
 }
