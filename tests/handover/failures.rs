@@ -64,7 +64,7 @@ impl Scene {
 
     /// The process that `old` has started.
     fn successor_of(&self, old: u32) -> u32 {
-        wait_for("a successor", || {
+        let found = wait_for("a successor", || {
             std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
                 let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
                 let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
@@ -73,7 +73,9 @@ impl Scene {
                 let is_lb = program == self.balancer.program;
                 (parent == old && is_lb).then_some(pid)
             })
-        })
+        });
+        self.balancer.knows(found);
+        found
     }
 }
 

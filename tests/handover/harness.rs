@@ -55,6 +55,11 @@ impl Balancer {
         balancer
     }
 
+    /// One more process that is to end with the test.
+    pub fn knows(&self, pid: u32) {
+        self.pids.lock().unwrap().insert(pid);
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
