@@ -8,6 +8,7 @@ use super::{Trouble, doors};
 use crate::config::Config;
 use crate::control::legacy::Prelude;
 use crate::control::{Listeners, socket};
+use crate::handover::out_of_descriptors;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::successor::Program;
 use crate::handover::words::OwnDoor;
@@ -75,9 +76,9 @@ pub fn open_own(config: &mut Config, mut old: Option<&mut Predecessor>) -> Resul
         socket.map(|path| OwnDoor::Socket { path }).zip(again(listeners.socket.as_ref())),
     ];
     let own = own.into_iter().flatten().map(|(door, again)| Ok((door, again?)));
-    let own = own.collect::<Result<_, std::io::Error>>().map_err(|error| {
-        Trouble(format!("out of descriptors ({error}): raise `ulimit -n` or LimitNOFILE"))
-    })?;
+    let own = own
+        .collect::<Result<_, std::io::Error>>()
+        .map_err(|error| Trouble(out_of_descriptors(&error)))?;
     Ok((listeners, own))
 }
 

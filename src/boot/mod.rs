@@ -25,12 +25,12 @@ use crate::cluster::{Protocol, ServiceId};
 use crate::config::reload::Prepared;
 use crate::config::services::ServiceIds;
 use crate::config::{Admin, Config, Listen, LogFormat, doubts};
-use crate::control::Control;
 use crate::control::auth::Secrets;
 use crate::control::certificates::Watch;
 use crate::control::doors::{NewDoor, OpenDoor, put_addresses};
 use crate::control::reload::{Asked, Reload, Reread};
 use crate::control::succession::Means;
+use crate::control::{Control, Ending};
 use crate::handover::predecessor::Predecessor;
 use crate::handover::successor::Program;
 use crate::logs;
@@ -105,17 +105,18 @@ pub fn serve(
     };
     let outcome = control.run(reload, means).map_err(|error| Trouble(error.to_string()));
     if is_successor && outcome.is_err() {
-        // Its workers stand still, hold nothing of anybody's, and end with the process.
-        return outcome;
+        // Its workers stand still, or have nobody any more who leads them; they end with the process.
+        return outcome.map(drop);
     }
     plane.threads.join();
     if let Some(demo) = demo {
         demo.stop();
     }
-    if outcome.is_ok() {
+    // Of a process that another has succeeded there is nothing more to say.
+    if outcome? == Ending::Stopped {
         info!("stopped");
     }
-    outcome
+    Ok(())
 }
 
 /// From now on the configuration has the real addresses of the users' doors.

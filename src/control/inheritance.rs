@@ -25,7 +25,6 @@ use crate::handover::rehearsal::pause_at;
 use crate::handover::words::Word;
 use crate::ring::sys;
 use crate::worker::brake::Request;
-use crate::worker::link::Order;
 
 /// How long the workers may take to take everything over.
 const TAKING_PATIENCE: Duration = Duration::from_secs(1);
@@ -42,7 +41,7 @@ pub type Heard = mpsc::Receiver<Packet<Word>>;
 /// Takes everything over. The workers serve when this returns; the control core goes on when it runs.
 ///
 /// # Errors
-/// Why this process cannot serve, a sentence; the predecessor serves on.
+/// Why this process cannot serve, a sentence; the predecessor serves on, and this process has to end.
 pub fn take_up(
     control: Control,
     (mut old, awaited): (Predecessor, Vec<OpenDoor>),
@@ -68,11 +67,8 @@ pub fn take_up(
         let gone = "the process that started this one has taken everything back";
         token.take().then_some(()).ok_or_else(|| gone.to_owned())
     });
-    if let Err(why) = taken {
-        hub.workers.order(Order::Stop);
-        hub.workers.ask(Request::Thaw);
-        return Err(why);
-    }
+    // Workers that were left nothing stand still until the process ends: what they hold is in use elsewhere.
+    taken?;
     hub.workers.ask(Request::Thaw);
     old.running();
     // Until then nobody is served. If one of them hangs, the pulse of the workers says so.

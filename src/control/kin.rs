@@ -10,7 +10,6 @@ use tracing::{info, warn};
 use super::Core;
 use super::inheritance::Heard;
 use super::manager::Manager;
-use super::status::HandoverState;
 use super::succession::{Failure, Means, Started, Succession};
 use crate::base::time::Now;
 use crate::handover::channel::Packet;
@@ -67,11 +66,10 @@ impl Kin {
             News::Wanted => {
                 if let Err(why) = self.succession.ask(core) {
                     warn!(reason = why, "no successor is started");
-                    let handover = &mut core.hub.borrow_mut().handover;
-                    // One that is under way is not to be taken for this one.
-                    let is_over = std::mem::take(&mut self.has_failed);
-                    if is_over || handover.state == HandoverState::None {
-                        handover.failed(Now::read(), "ask", why);
+                    // One that is under way, or has succeeded, is not to be taken for this one.
+                    if self.succession.is_serving() {
+                        self.has_failed = false;
+                        core.hub.borrow_mut().handover.failed(Now::read(), "ask", why);
                     }
                 }
             }
@@ -101,8 +99,9 @@ impl Kin {
 
     /// Tries once more if somebody was late.
     fn failed(&mut self, failure: Failure, core: &Core) {
+        let Failure { step, refusal } = failure;
         let is_first = !std::mem::replace(&mut self.has_failed, true);
-        if failure.may_pass() && is_first {
+        if refusal.may_pass && is_first {
             let wanted = Rc::clone(&self.wanted);
             tokio_uring::spawn(async move {
                 tokio::time::sleep(AGAIN_AFTER).await;
@@ -111,8 +110,7 @@ impl Kin {
             return;
         }
         self.has_failed = false;
-        let Failure { step, why } = failure;
-        core.hub.borrow_mut().handover.failed(Now::read(), step, why);
+        core.hub.borrow_mut().handover.failed(Now::read(), step, refusal.why);
     }
 
     /// Tells the successor what is still counted here, if there is one. Called on every tick.

@@ -144,6 +144,14 @@ pub struct Listeners {
     pub socket: Option<std::os::unix::net::UnixListener>,
 }
 
+/// How a control core has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    Stopped,
+    /// Another process serves in the place of this one.
+    Succeeded,
+}
+
 /// Everything the control core needs to run.
 pub struct Control {
     pub config: Arc<Config>,
@@ -167,10 +175,12 @@ impl Control {
     /// # Errors
     /// When no ring can be set up, a secret cannot be read, or a door would be open to strangers. The
     /// text is one sentence for the operator. The workers are told to stop in this case, too.
-    pub fn run(self, reload: Reload, mut means: Means) -> io::Result<()> {
+    pub fn run(self, reload: Reload, mut means: Means) -> io::Result<Ending> {
         if let Some(old) = means.old.take() {
+            // Nothing may be lacking any more once the predecessor has left.
+            let runtime = runtime()?;
             let (heir, heard) = inheritance::take_up(self, old).map_err(io::Error::other)?;
-            return heir.run(reload, (means, Some(heard)));
+            return heir.run(runtime, reload, (means, Some(heard)));
         }
         signals(reload, |asks, begin| self.run_with((asks, begin), (means, None)))
     }
@@ -181,16 +191,17 @@ impl Control {
     /// # Errors
     /// As [`Control::run`].
     pub fn run_until(self, asked: mpsc::Receiver<()>) -> io::Result<()> {
-        self.run_with((Asks { stops: asked, reloads: None }, nobody), (Means::none(), None))
+        let asks = (Asks { stops: asked, reloads: None }, nobody);
+        self.run_with(asks, (Means::none(), None)).map(drop)
     }
 
     fn run_with(
         self,
         asks: (Asks, impl FnOnce(Rc<Notify>) -> Begin),
         kin: KinMeans,
-    ) -> io::Result<()> {
+    ) -> io::Result<Ending> {
         let (hub, rest) = self.parts(Now::read());
-        run(&hub, rest, asks, kin, |rest| {
+        run(&hub, rest, runtime(), asks, kin, |rest| {
             hub.borrow_mut().start(Now::read());
             Ok((Core::new(&hub, rest)?, Vec::new()))
         })
@@ -359,11 +370,12 @@ type Line = (stream::Stream, Conversation);
 fn run(
     hub: &Rc<RefCell<Hub>>,
     rest: Rest,
+    runtime: io::Result<tokio_uring::Runtime>,
     (asks, begin): (Asks, impl FnOnce(Rc<Notify>) -> Begin),
     (means, heard): KinMeans,
     make: impl FnOnce(&Rest) -> io::Result<(Core, Vec<Line>)>,
-) -> io::Result<()> {
-    let outcome = runtime().and_then(|runtime| {
+) -> io::Result<Ending> {
+    let outcome = runtime.and_then(|runtime| {
         runtime.block_on(async {
             let upgrade_wanted = Rc::clone(&hub.borrow().upgrade_wanted);
             begin(upgrade_wanted).await?;
@@ -372,7 +384,10 @@ fn run(
             core.begin(lines, listeners)?;
             let kin = Kin::new(&core, means, heard);
             turn(&core, &urgent, asks, kin).await;
-            Ok(())
+            Ok(match hub.borrow().is_handed_over() {
+                true => Ending::Succeeded,
+                false => Ending::Stopped,
+            })
         })
     });
     if outcome.is_err() {

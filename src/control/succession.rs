@@ -21,9 +21,9 @@ use crate::base::thread;
 use crate::base::time::Now;
 use crate::estate::format::{NEWEST, OLDEST, State};
 use crate::handover::predecessor::Predecessor;
-use crate::handover::rehearsal;
-use crate::handover::successor::{Program, Successor};
+use crate::handover::successor::{Program, Refusal, Successor};
 use crate::handover::words::{Hello, Offer, OwnDoor, UserDoor};
+use crate::handover::{out_of_descriptors, rehearsal};
 use crate::ring::sys;
 use crate::worker::brake::Request;
 
@@ -65,25 +65,18 @@ pub type Started = Result<(Successor, Offer), Failure>;
 pub struct Failure {
     /// The step at which it failed, as counters name it.
     pub step: &'static str,
-    /// A sentence with the cure.
-    pub why: String,
+    pub refusal: Refusal,
 }
 
-impl Failure {
-    /// Whether it may go better another time: somebody was late, as on a host that had much else to do.
-    pub fn may_pass(&self) -> bool {
-        ["freeze", "describe", "state", "commit"].contains(&self.step)
-    }
-}
-
-fn fail<T>(step: &'static str, why: impl Into<String>) -> Result<T, Failure> {
-    Err(Failure { step, why: why.into() })
+/// The failure of a step.
+fn at(step: &'static str) -> impl Fn(Refusal) -> Failure {
+    move |refusal| Failure { step, refusal }
 }
 
 enum Phase {
     Serving,
-    /// A successor has been started.
-    Starting,
+    /// A successor has been started, and told this.
+    Starting(Box<Hello>),
     /// It serves; what could not be handed over goes on here.
     Lingering(Successor, Remains),
 }
@@ -116,18 +109,18 @@ impl Succession {
         match self.phase {
             Phase::Serving if hub.stop == Stop::Serving => {}
             Phase::Serving => return Err("the balancer is stopping".into()),
-            Phase::Starting => return Err("an upgrade is under way: wait for its outcome".into()),
+            Phase::Starting(_) => {
+                return Err("an upgrade is under way: wait for its outcome".into());
+            }
             Phase::Lingering(..) => return Err("this process has been succeeded already".into()),
         }
-        let lack = |error: std::io::Error| {
-            format!("out of descriptors ({error}): raise `ulimit -n` or LimitNOFILE")
-        };
         let hello = self.hello(core, hub);
         let own = self.own.iter().map(|(_, listener)| listener);
         let passed = own.chain(self.claims.iter().map(|(_, claim)| claim));
-        let passed: Vec<OwnedFd> =
-            passed.map(OwnedFd::try_clone).collect::<Result<_, _>>().map_err(lack)?;
+        let passed: Result<Vec<OwnedFd>, _> = passed.map(OwnedFd::try_clone).collect();
+        let passed = passed.map_err(|error| out_of_descriptors(&error))?;
         let (cores, starts) = (self.cores.clone(), self.starts.clone());
+        let told = Box::new(hello.clone());
         let started = thread::spawn("lb-upgrade", move || {
             // The successor inherits this thread's cores, and is to choose among all of them.
             sys::pin(&cores);
@@ -136,7 +129,7 @@ impl Succession {
         });
         started.map_err(|error| format!("cannot start a thread: {error}; raise `ulimit -u`"))?;
         info!("starting a successor");
-        self.phase = Phase::Starting;
+        self.phase = Phase::Starting(told);
         hub.handover.begun();
         Ok(())
     }
@@ -161,8 +154,6 @@ impl Succession {
             next_door: hub.doors.next_number(),
             own_doors: self.own.iter().map(|(door, _)| door.clone()).collect(),
             cores: self.claims.iter().map(|(core, _)| *core).collect(),
-            workers: hub.workers.count(),
-            sessions: hub.workers.sessions(),
         }
     }
 
@@ -171,10 +162,18 @@ impl Succession {
     /// # Errors
     /// Why this process goes on.
     pub fn started(&mut self, started: Started, core: &Core) -> Result<(), Failure> {
-        self.phase = Phase::Serving;
-        let handed = started.and_then(|(successor, offer)| hand_over(successor, &offer, core));
-        let (successor, remains) = handed.inspect_err(|Failure { step, why }| {
-            error!(step, reason = why, "no successor: this process goes on");
+        let told = std::mem::replace(&mut self.phase, Phase::Serving);
+        let is_true = |hello: &Hello| *hello == self.hello(core, &core.hub.borrow());
+        let handed = started.and_then(|(mut successor, offer)| match told {
+            Phase::Starting(hello) if !is_true(&hello) => {
+                successor.end();
+                let why = "the settings were reloaded while it started";
+                Err(at("offer")(Refusal::passing(why)))
+            }
+            _ => hand_over(successor, &offer, core),
+        });
+        let (successor, remains) = handed.inspect_err(|Failure { step, refusal }| {
+            error!(step, reason = refusal.why, "no successor: this process goes on");
         })?;
         info!(pid = successor.pid(), "a successor serves in this process's place");
         self.phase = Phase::Lingering(successor, remains);
@@ -188,8 +187,13 @@ impl Succession {
     pub fn successor(&self) -> Option<&Successor> {
         match &self.phase {
             Phase::Lingering(successor, _) => Some(successor),
-            Phase::Serving | Phase::Starting => None,
+            Phase::Serving | Phase::Starting(_) => None,
         }
+    }
+
+    /// Whether no successor is under way, and none serves.
+    pub fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Serving)
     }
 
     /// Tells the successor what has been counted here since the last time, and which sessions are left.
@@ -204,14 +208,14 @@ impl Succession {
 
 /// Starts a successor and hears whether it could go on.
 fn start(program: &Program, hello: &Hello, passed: &[OwnedFd]) -> Started {
-    let failure = |why| Failure { step: "start", why };
-    let mut successor = Successor::start(program).map_err(failure)?;
+    let mut successor = Successor::start(program).map_err(at("start"))?;
     let passed: Vec<RawFd> = passed.iter().map(AsRawFd::as_raw_fd).collect();
     match successor.greet(hello, &passed) {
         Ok(offer) => Ok((successor, offer)),
-        Err(why) => {
+        Err(refusal) => {
             successor.end();
-            Err(failure(why))
+            // Somebody who waits is told at once; a start that is too slow will be so again.
+            Err(at("start")(Refusal::lasting(refusal.why)))
         }
     }
 }
@@ -222,9 +226,9 @@ fn hand_over(
     offer: &Offer,
     core: &Core,
 ) -> Result<(Successor, Remains), Failure> {
-    if let Err(failure) = may_go(offer, &core.hub.borrow()) {
+    if let Err(why) = may_go(offer, &core.hub.borrow()) {
         successor.end();
-        return Err(failure);
+        return Err(at("offer")(Refusal::lasting(why)));
     }
     // Workers know of every change that has been acknowledged.
     core.hub.borrow_mut().publish();
@@ -236,7 +240,7 @@ fn hand_over(
             return Err(failure);
         }
         // It has everything, and is late to say so.
-        if let Err(why) = successor.await_running(RUNNING_PATIENCE) {
+        if let Err(Refusal { why, .. }) = successor.await_running(RUNNING_PATIENCE) {
             error!(reason = why, "the successor has taken over and does not say that it serves");
         }
     }
@@ -245,28 +249,21 @@ fn hand_over(
 }
 
 /// Whether nobody would lose a door.
-fn may_go(offer: &Offer, hub: &Hub) -> Result<(), Failure> {
+fn may_go(offer: &Offer, hub: &Hub) -> Result<(), String> {
     if hub.stop != Stop::Serving {
-        return fail("offer", "the balancer is stopping");
+        return Err("the balancer is stopping".into());
     }
     if hub.doors.closing() > 0 {
-        return fail(
-            "offer",
-            "a UDP door that was removed still has sessions: try again when it has closed",
-        );
+        let why = "a UDP door that was removed still has sessions: try again when it has closed";
+        return Err(why.into());
     }
     let gone = |door: &&OpenDoor| offer.doors_gone.contains(&door.id.0);
     let lost = hub.doors.open().iter().filter(gone).find(|door| hub.sessions_of(door.service) > 0);
-    match lost {
-        None => Ok(()),
-        Some(OpenDoor { name, address, .. }) => fail(
-            "offer",
-            format!(
-                "the settings have no door {name} at {address} any more, and its service has sessions: \
-                 drain it, keep the door, or restart in place of upgrading"
-            ),
-        ),
-    }
+    let Some(OpenDoor { name, address, .. }) = lost else { return Ok(()) };
+    Err(format!(
+        "the settings have no door {name} at {address} any more, and its service has sessions: drain it, \
+         keep the door, or restart in place of upgrading"
+    ))
 }
 
 fn leave_everything(
@@ -274,25 +271,27 @@ fn leave_everything(
     core: &Core,
     frozen: &Frozen<'_>,
 ) -> Result<(), Failure> {
-    let failed = |step| move |why| Failure { step, why };
     let begun = Now::read();
-    if !core.hub.borrow().workers.have(Request::Freeze, STILL_PATIENCE) {
-        return fail("freeze", "a worker does not stand still: see its line in lb status");
+    let have = |request| core.hub.borrow().workers.have(request, STILL_PATIENCE);
+    if !have(Request::Freeze) {
+        let why = "a worker does not stand still: see its line in lb status";
+        return Err(at("freeze")(Refusal::passing(why)));
     }
     let frozen_at = Now::read();
     rehearsal::pause_at("frozen");
-    if !core.hub.borrow().workers.have(Request::Describe, STILL_PATIENCE) {
-        return fail("describe", "a worker does not say what it has: see its line in lb status");
+    if !have(Request::Describe) {
+        let why = "a worker does not say what it has: see its line in lb status";
+        return Err(at("describe")(Refusal::passing(why)));
     }
     let (legacy, sockets) = frozen.describe();
-    let legacy = (legacy.to_json().map_err(failed("describe"))?, sockets);
+    let legacy = legacy.to_json().map_err(Refusal::passing).map_err(at("describe"))?;
     let estates = core.hub.borrow().workers.estates();
-    let (state, sockets) = State { legacy, estates }.write();
+    let (state, sockets) = State { legacy: (legacy, sockets), estates }.write();
     let described = Now::read();
-    successor.leave_to(&state, &sockets, TAKING_PATIENCE).map_err(failed("state"))?;
+    successor.leave_to(&state, &sockets, TAKING_PATIENCE).map_err(at("state"))?;
     let sent = Now::read();
     rehearsal::pause_at("sent");
-    successor.await_running(TAKING_PATIENCE).map_err(failed("commit"))?;
+    successor.await_running(TAKING_PATIENCE).map_err(at("commit"))?;
     debug!(
         freeze_us = frozen_at.since(begun).as_micros() as u64,
         describe_us = described.since(frozen_at).as_micros() as u64,

@@ -19,3 +19,8 @@ pub mod predecessor;
 pub mod rehearsal;
 pub mod successor;
 pub mod words;
+
+/// Why descriptors could not be made or passed on, and the cure.
+pub fn out_of_descriptors(error: &std::io::Error) -> String {
+    format!("out of descriptors ({error}): raise `ulimit -n` or LimitNOFILE")
+}

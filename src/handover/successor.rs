@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::channel::{Channel, Fault, Packet, Token};
+use super::out_of_descriptors;
 use super::words::{Hello, Offer, Word};
 use crate::estate::format::{NEWEST, OLDEST};
 
@@ -47,15 +48,35 @@ pub struct Successor {
     token: Token,
 }
 
+/// Why a successor does not go on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// A sentence.
+    pub why: String,
+    /// It has not refused, but was late or died: another may be luckier.
+    pub may_pass: bool,
+}
+
+impl Refusal {
+    /// For a reason that stays.
+    pub fn lasting(why: impl Into<String>) -> Refusal {
+        Refusal { why: why.into(), may_pass: false }
+    }
+
+    /// For one that another time may not have.
+    pub fn passing(why: impl Into<String>) -> Refusal {
+        Refusal { why: why.into(), may_pass: true }
+    }
+}
+
 impl Successor {
     /// Starts one. It inherits the log's stream, the working directory and the cores of this thread.
     ///
     /// # Errors
     /// A sentence with the cure.
-    pub fn start(program: &Program) -> Result<Successor, String> {
+    pub fn start(program: &Program) -> Result<Successor, Refusal> {
         let path = program.path.display();
-        let lack =
-            |error| format!("out of descriptors ({error}): raise `ulimit -n` or LimitNOFILE");
+        let lack = |error| Refusal::lasting(out_of_descriptors(&error));
         let (channel, other) = Channel::pair().map_err(lack)?;
         let token = Token::new().map_err(lack)?;
         let child = Command::new(&program.path)
@@ -64,7 +85,9 @@ impl Successor {
             // The service manager's watchdog goes from one main process to the next.
             .env_remove("WATCHDOG_PID")
             .spawn()
-            .map_err(|error| format!("cannot start {path}: {error}; install it again"))?;
+            .map_err(|error| {
+                Refusal::lasting(format!("cannot start {path}: {error}; install it again"))
+            })?;
         Ok(Successor { child, channel, token })
     }
 
@@ -76,22 +99,23 @@ impl Successor {
     ///
     /// # Errors
     /// Why it cannot, as a sentence.
-    pub fn greet(&mut self, hello: &Hello, descriptors: &[RawFd]) -> Result<Offer, String> {
-        let body = serde_json::to_vec(hello).map_err(|error| error.to_string())?;
+    pub fn greet(&mut self, hello: &Hello, descriptors: &[RawFd]) -> Result<Offer, Refusal> {
+        let body = serde_json::to_vec(hello).map_err(|it| Refusal::lasting(it.to_string()))?;
         let sent = self.channel.send(&Word::Hello, &body, descriptors, SEND_PATIENCE);
         sent.map_err(|fault| self.failed(&fault))?;
         let packet = self.hear(START_PATIENCE)?;
         let offer: Offer = match packet.word {
-            Word::Offer => serde_json::from_slice(&packet.body)
-                .map_err(|error| format!("the new process made an offer that reads {error}"))?,
-            word => return Err(format!("the new process said {word:?} in place of an offer")),
+            Word::Offer => serde_json::from_slice(&packet.body).map_err(|error| {
+                Refusal::lasting(format!("the new process made an offer that reads {error}"))
+            })?,
+            word => return Err(out_of_turn(&word, "an offer")),
         };
         if !(OLDEST..=NEWEST).contains(&offer.format) {
-            return Err(format!(
+            return Err(Refusal::lasting(format!(
                 "the new process reads another format of sessions ({}) than this one writes \
                  ({OLDEST} to {NEWEST}): restart in place of upgrading",
                 offer.format
-            ));
+            )));
         }
         Ok(offer)
     }
@@ -105,7 +129,7 @@ impl Successor {
         state: &[u8],
         sockets: &[RawFd],
         patience: Duration,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
         let mut descriptors = vec![self.token.as_raw_fd()];
         descriptors.extend_from_slice(sockets);
         let sent = self.channel.send(&Word::State, state, &descriptors, patience);
@@ -116,10 +140,10 @@ impl Successor {
     ///
     /// # Errors
     /// Why it has not said so; it may serve all the same, which [`Successor::call_off`] finds out.
-    pub fn await_running(&mut self, patience: Duration) -> Result<(), String> {
+    pub fn await_running(&mut self, patience: Duration) -> Result<(), Refusal> {
         match self.hear(patience)?.word {
             Word::Running => Ok(()),
-            word => Err(format!("the new process said {word:?} in place of serving")),
+            word => Err(out_of_turn(&word, "serving")),
         }
     }
 
@@ -150,20 +174,24 @@ impl Successor {
         self.channel.send(&Word::Difference, difference, &[], SEND_PATIENCE).is_ok()
     }
 
-    fn hear(&mut self, patience: Duration) -> Result<Packet<Word>, String> {
+    fn hear(&mut self, patience: Duration) -> Result<Packet<Word>, Refusal> {
         match self.channel.receive(patience) {
-            Ok(Packet { word: Word::No(why), .. }) => Err(why),
+            Ok(Packet { word: Word::No(why), .. }) => Err(Refusal::lasting(why)),
             Ok(packet) => Ok(packet),
             Err(fault) => Err(self.failed(&fault)),
         }
     }
 
-    fn failed(&mut self, fault: &Fault) -> String {
-        match (fault, self.child.try_wait()) {
+    fn failed(&mut self, fault: &Fault) -> Refusal {
+        Refusal::passing(match (fault, self.child.try_wait()) {
             (Fault::Gone, Ok(Some(status))) => {
                 format!("the new process ended ({status}) before it could go on: see its log lines")
             }
             _ => format!("the new process failed: {fault}"),
-        }
+        })
     }
+}
+
+fn out_of_turn(word: &Word, wanted: &str) -> Refusal {
+    Refusal::lasting(format!("the new process said {word:?} in place of {wanted}"))
 }

@@ -52,9 +52,6 @@ pub struct Hello {
     pub own_doors: Vec<OwnDoor>,
     /// Cores that its workers have to themselves; the claims are the next descriptors.
     pub cores: Vec<usize>,
-    pub workers: usize,
-    /// Sessions that it has now.
-    pub sessions: u64,
 }
 
 /// A users' door of the old process.
@@ -101,7 +98,7 @@ mod tests {
         let hello: Hello = serde_json::from_str(newer).unwrap();
         assert_eq!(hello.formats, (1, 4));
         assert_eq!(hello.own_doors, [OwnDoor::Control { asked: "127.0.0.1:0".parse().unwrap() }]);
-        assert_eq!(hello.workers, 0);
+        assert_eq!(hello.next_door, 0);
         let word: Word = serde_json::from_str(r#"{"no":"why"}"#).unwrap();
         assert_eq!(word, Word::No("why".into()));
         assert!(serde_json::from_str::<Word>(r#""later""#).is_err());

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use socket2::Socket;
 use tokio::sync::{Notify, mpsc};
+use tokio_uring::Runtime;
 
 use super::Legacy;
 use super::format;
@@ -17,8 +18,9 @@ use crate::control::conversation::Conversation;
 use crate::control::reload::Reload;
 use crate::control::stream::Stream;
 use crate::control::succession::Means;
-use crate::control::{Asks, Begin, Control, Core, KinMeans, Rest, nobody, run, signals};
-use crate::worker::link::Order;
+use crate::control::{
+    Asks, Begin, Control, Core, Ending, KinMeans, Rest, nobody, run, runtime, signals,
+};
 
 /// A control core that knows everything another has left, and has yet to go on with it.
 pub struct Heir {
@@ -33,25 +35,13 @@ impl Control {
     /// noticed anything. `sockets` are those of the connections, in the order of the description.
     ///
     /// # Errors
-    /// What is wrong with that, or with a door or a secret here, in a sentence for the operator. The workers are
-    /// told to stop in this case.
+    /// What is wrong with that, or with a door or a secret here, in a sentence for the operator.
     pub fn inherit(self, legacy: &Legacy, sockets: Vec<OwnedFd>, now: Now) -> Result<Heir, String> {
         let (hub, rest) = self.parts(now);
-        let taken = hub.borrow_mut().inherit(legacy, now).and_then(|()| {
-            let core = Core::new(&hub, &rest).map_err(|error| error.to_string())?;
-            Ok((core, sockets))
-        });
-        let taken = taken.and_then(|(core, sockets)| {
-            let lines = lines(&core, legacy, sockets, now)?;
-            Ok((core, lines))
-        });
-        match taken {
-            Ok((core, lines)) => Ok(Heir { core, rest, lines }),
-            Err(sentence) => {
-                hub.borrow_mut().workers.order(Order::Stop);
-                Err(sentence)
-            }
-        }
+        hub.borrow_mut().inherit(legacy, now)?;
+        let core = Core::new(&hub, &rest).map_err(|error| error.to_string())?;
+        let lines = lines(&core, legacy, sockets, now)?;
+        Ok(Heir { core, rest, lines })
     }
 }
 
@@ -65,8 +55,13 @@ impl Heir {
     ///
     /// # Errors
     /// As there.
-    pub(in crate::control) fn run(self, reload: Reload, kin: KinMeans) -> io::Result<()> {
-        signals(reload, |asks, begin| self.go_on((asks, begin), kin))
+    pub(in crate::control) fn run(
+        self,
+        runtime: Runtime,
+        reload: Reload,
+        kin: KinMeans,
+    ) -> io::Result<Ending> {
+        signals(reload, |asks, begin| self.go_on(runtime, (asks, begin), kin))
     }
 
     /// The same like [`Control::run_until`].
@@ -74,17 +69,19 @@ impl Heir {
     /// # Errors
     /// As there.
     pub fn run_until(self, asked: mpsc::Receiver<()>) -> io::Result<()> {
-        self.go_on((Asks { stops: asked, reloads: None }, nobody), (Means::none(), None))
+        let asks = (Asks { stops: asked, reloads: None }, nobody);
+        self.go_on(runtime()?, asks, (Means::none(), None)).map(drop)
     }
 
     fn go_on(
         self,
+        runtime: Runtime,
         asks: (Asks, impl FnOnce(Rc<Notify>) -> Begin),
         kin: KinMeans,
-    ) -> io::Result<()> {
+    ) -> io::Result<Ending> {
         let Heir { core, rest, lines } = self;
         let hub = Rc::clone(&core.hub);
-        run(&hub, rest, asks, kin, |_| Ok((core, lines)))
+        run(&hub, rest, Ok(runtime), asks, kin, |_| Ok((core, lines)))
     }
 }
 
