@@ -25,17 +25,32 @@ pub fn number(config: &mut Config, old: Option<&Predecessor>) -> Result<(), Trou
     prelude.number(config).map_err(Trouble)
 }
 
-/// How this balancer is started again; or why it can have no successor. `withdrawal`: this kernel leaves what
-/// arrives in its socket while workers stand still.
-pub fn heirs(program: Option<Program>, is_demo: bool, withdrawal: bool) -> Result<Program, String> {
-    let why = match program {
-        _ if is_demo => "a demo's backends would end with it: upgrade a balancer without --demo",
-        // Who ends it ends everything in its container, and so would its end.
-        _ if std::process::id() == 1 => {
-            "this is process 1, whose end would end its successor: run it under an init, such as \
-             `docker run --init`"
+/// What could keep a balancer from having a successor.
+pub struct Heirs {
+    pub program: Option<Program>,
+    pub is_demo: bool,
+    /// It has a predecessor, which started it.
+    pub is_successor: bool,
+    /// This kernel leaves what arrives in its socket while workers stand still.
+    pub withdrawal: bool,
+}
+
+/// How this balancer is started again; or why it can have no successor.
+pub fn heirs(heirs: Heirs) -> Result<Program, String> {
+    let is_told = std::env::var_os("NOTIFY_SOCKET").is_some();
+    let why = match heirs.program {
+        _ if heirs.is_demo => {
+            "a demo's backends would end with it: upgrade a balancer without --demo"
         }
-        _ if !withdrawal => {
+        // Whoever ends with it ends everything in its container, and so would its end.
+        _ if std::process::id() == 1 => {
+            "this is process 1, whose end would end its successor: restart the container instead"
+        }
+        _ if !is_told && !heirs.is_successor && nix::unistd::getppid().as_raw() == 1 => {
+            "process 1 started this process, and would take its end for the end of the balancer: restart \
+             instead, or run it under systemd with Type=notify"
+        }
+        _ if !heirs.withdrawal => {
             "this kernel takes bytes for receives that have no buffers (see `lb check`): restart instead, or \
              run a newer kernel"
         }

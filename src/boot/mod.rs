@@ -37,6 +37,7 @@ use crate::logs;
 use crate::proxy::line::Features;
 use crate::ring::{probe, sys};
 use doors::open_users;
+use heritage::Heirs;
 pub use plane::{DataPlane, WORKERS_MAX, buffers, workers};
 
 /// Why the balancer did not start: one sentence for the operator, with the cure.
@@ -96,13 +97,9 @@ pub fn serve(
     sys::pin(&plane.cores.control);
     let claims = plane.cores.into_claims();
     let (is_successor, old) = (old.is_some(), old.map(|old| (old, plane.awaited)));
-    let means = Means {
-        program: heritage::heirs(program, demo.is_some(), kernel.withdrawal),
-        own,
-        claims,
-        cores,
-        old,
-    };
+    let heirs =
+        Heirs { program, is_demo: demo.is_some(), is_successor, withdrawal: kernel.withdrawal };
+    let means = Means { program: heritage::heirs(heirs), own, claims, cores, old };
     let outcome = control.run(reload, means).map_err(|error| Trouble(error.to_string()));
     if is_successor && outcome.is_err() {
         // Its workers stand still, or have nobody any more who leads them; they end with the process.
@@ -184,12 +181,17 @@ fn tell_doors(listen: &Listen, users: &[OpenDoor]) {
 
 /// Where a browser on this host finds the page of an admin door.
 fn page_at(door: SocketAddr) -> String {
+    format!("http://{}/", from_here(door))
+}
+
+/// A door as this host reaches it.
+pub fn from_here(door: SocketAddr) -> String {
     let port = door.port();
     match door.ip().to_canonical() {
         // It takes connections over IPv4 too, except where the kernel has been told otherwise.
-        IpAddr::V6(ip) if ip.is_unspecified() => format!("http://localhost:{port}/"),
-        IpAddr::V4(ip) if ip.is_unspecified() => format!("http://127.0.0.1:{port}/"),
-        ip => format!("http://{}/", SocketAddr::new(ip, port)),
+        IpAddr::V6(ip) if ip.is_unspecified() => format!("localhost:{port}"),
+        IpAddr::V4(ip) if ip.is_unspecified() => format!("127.0.0.1:{port}"),
+        ip => SocketAddr::new(ip, port).to_string(),
     }
 }
 

@@ -40,8 +40,7 @@ use crate::worker::shell::{Shell, WorkerLoop};
 use crate::worker::tcp::driver::TcpDriver;
 use crate::worker::{family, http as api};
 
-/// The most workers; a session's name has eight bits for their number.
-pub const WORKERS_MAX: usize = 128;
+pub use crate::config::keys::WORKERS_MAX;
 
 const ENDED: &str = "a worker ended while starting";
 

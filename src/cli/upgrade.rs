@@ -1,7 +1,6 @@
 //! `lb upgrade`: has the running balancer start the program that is installed now and leave everything to it,
 //! and waits for the outcome.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,20 +10,22 @@ use tokio::time::{Instant, sleep};
 
 use super::door::{Door, sessions};
 use super::{Failure, print, running, wait_for};
+use crate::boot;
 use crate::client::admin;
 use crate::config::file;
-use crate::control::status::{HandoverState, Status};
+use crate::control::status::Status;
 
 /// A balancer that has not said by then what came of it hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often to ask.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
-/// Run the installed version in place of the running one, without ending a session.
+/// Run the installed version in place of the running one; sessions go on.
 ///
-/// The running balancer starts the program at its own path with its own arguments, and leaves it doors,
-/// sessions and backends. If the new process cannot go on, nothing changes for anybody, and the exit code
-/// is 2. Changed settings are read by the new process.
+/// The running balancer starts its program's file again, with its own arguments, and leaves it doors, sessions
+/// and backends. Sessions under TLS and requests under way end in the old process, within timeouts.drain_ms. If
+/// the new process cannot go on, nothing changes for anybody, and the exit code is 2. Changed settings are read
+/// by the new process.
 #[derive(Args)]
 pub struct Arguments {
     /// Succeed without doing anything if no balancer answers at the admin door
@@ -62,20 +63,16 @@ fn admin_of(file: &Path) -> Result<Option<String>, Failure> {
         .map_err(|error| format!("cannot read {name}: {error}; name the balancer's file"))?;
     let config = file::read(&name.to_string(), &text)?;
     let socket = config.admin.socket.map(|path| path.display().to_string());
-    let door = config.listen.admin.map(|door| match door.ip().to_canonical() {
-        IpAddr::V4(ip) if ip.is_unspecified() => format!("127.0.0.1:{}", door.port()),
-        IpAddr::V6(ip) if ip.is_unspecified() => format!("localhost:{}", door.port()),
-        _ => door.to_string(),
-    });
+    let door = config.listen.admin.map(boot::from_here);
     Ok(socket.or(door))
 }
 
 async fn upgrade(arguments: &Arguments) -> Result<(), Failure> {
     let door = &arguments.door;
-    let before = match admin::status(&door.admin).await {
-        Err(_) if arguments.if_running => return print("no balancer runs, nothing to upgrade\n"),
-        status => status?,
-    };
+    if arguments.if_running && !admin::is_there(&door.admin).await {
+        return print("no balancer runs, nothing to upgrade\n");
+    }
+    let before = admin::status(&door.admin).await?;
     ask(door, &before).await?;
     let end = Instant::now() + PATIENCE;
     let refused = failures(&before);
@@ -108,19 +105,12 @@ async fn upgrade(arguments: &Arguments) -> Result<(), Failure> {
 
 /// Over the socket or with a token; as its user or root on this host, a signal says the same.
 async fn ask(door: &Door, before: &Status) -> Result<(), Failure> {
-    let may_ask = admin::is_socket(&door.admin) || door.has_token();
-    match may_ask {
-        true => Ok(door.change("/upgrade").await.map(drop)?),
-        false => {
-            let handover = &before.handover;
-            if let Some(why) = &handover.barred {
-                return Err(Failure(why.clone()));
-            }
-            if handover.state != HandoverState::None {
-                return Err(Failure("an upgrade is under way: wait for its outcome".to_owned()));
-            }
-            running::tell(before, Signal::SIGUSR2)
-        }
+    if admin::is_socket(&door.admin) || door.has_token() {
+        return Ok(door.change("/upgrade").await.map(drop)?);
+    }
+    match before.handover.refuses() {
+        Some(why) => Err(Failure(why.to_owned())),
+        None => running::tell(before, Signal::SIGUSR2),
     }
 }
 

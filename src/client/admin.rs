@@ -204,12 +204,21 @@ pub fn is_socket(admin: &str) -> bool {
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-async fn connect(admin: &str) -> Result<Box<dyn Stream>, String> {
-    let stream: io::Result<Box<dyn Stream>> = match is_socket(admin) {
+/// Whether anybody is to be asked there, even if they do not answer.
+pub async fn is_there(admin: &str) -> bool {
+    let nobody = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
+    open(admin).await.err().is_none_or(|error| !nobody.contains(&error.kind()))
+}
+
+async fn open(admin: &str) -> io::Result<Box<dyn Stream>> {
+    match is_socket(admin) {
         true => UnixStream::connect(admin).await.map(|it| Box::new(it) as _),
         false => TcpStream::connect(admin).await.map(|it| Box::new(it) as _),
-    };
-    stream.map_err(|error| match (is_socket(admin), error.kind()) {
+    }
+}
+
+async fn connect(admin: &str) -> Result<Box<dyn Stream>, String> {
+    open(admin).await.map_err(|error| match (is_socket(admin), error.kind()) {
         (true, io::ErrorKind::PermissionDenied) => {
             format!("the admin socket at {admin} is for root and the balancer's own user; use sudo")
         }

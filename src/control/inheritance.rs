@@ -16,6 +16,7 @@ use super::legacy::{Heir, Legacy};
 use crate::base::thread;
 use crate::base::time::Now;
 use crate::cluster::{DoorId, Protocol};
+use crate::config::keys::WORKERS_MAX;
 use crate::estate::api::UserRecord;
 use crate::estate::format::State;
 use crate::estate::{DoorRecord, Estate};
@@ -29,7 +30,7 @@ use crate::worker::brake::Request;
 /// How long the workers may take to take everything over.
 const TAKING_PATIENCE: Duration = Duration::from_secs(1);
 /// Sockets at one door, at most: one for each of the most workers that there can be.
-const SOCKETS_MAX: usize = 128;
+const SOCKETS_MAX: usize = WORKERS_MAX;
 /// How often to ask whether the predecessor has said something.
 const HEAR_EVERY: Duration = Duration::from_secs(60);
 /// Messages of the predecessor that may wait here.
@@ -150,7 +151,10 @@ fn hand_out_doors(
 fn open(door: &OpenDoor, mut sockets: Vec<OwnedFd>, hub: &mut Hub) -> Result<(), String> {
     let workers = hub.workers.count();
     if sockets.len() > SOCKETS_MAX || !hub.workers.can_change_doors(SOCKETS_MAX) {
-        return Err(format!("the door at {} has too many sockets", door.address));
+        return Err(format!(
+            "the door at {} has too many sockets: restart in place of upgrading",
+            door.address
+        ));
     }
     while !sockets.len().is_multiple_of(workers) {
         let another = match door.protocol {

@@ -38,7 +38,7 @@ use super::drain::Stop;
 use super::hub::Hub;
 use super::peer::Peer;
 use super::services;
-use super::status::{Changed, GroupStatus, HandoverState, SCHEMA};
+use super::status::{Changed, GroupStatus, SCHEMA};
 use super::view;
 use crate::base::time::Now;
 use crate::cluster::groups::{GROUPS_MAX, SHARE_MAX};
@@ -341,20 +341,12 @@ fn service_of(hub: &Hub, verb: &Verb) -> Option<Arc<str>> {
 
 /// What comes of it is said later, in the status.
 fn upgrade(hub: &Hub) -> Result<u64, Refusal> {
-    let handover = &hub.handover;
-    let refused = match (&handover.barred, handover.state) {
-        (Some(why), _) => Some(why.as_str()),
-        (None, HandoverState::None) if hub.stop == Stop::Serving => None,
-        (None, HandoverState::None) => Some("the balancer is stopping"),
-        (None, _) => Some("an upgrade is under way: wait for its outcome"),
-    };
-    match refused {
-        Some(why) => refuse(StatusCode::CONFLICT, why),
-        None => {
-            hub.upgrade_wanted.notify_one();
-            Ok(hub.workers.sessions())
-        }
+    let stops = || (hub.stop != Stop::Serving).then_some("the balancer is stopping");
+    if let Some(why) = hub.handover.refuses().or_else(stops) {
+        return refuse(StatusCode::CONFLICT, why);
     }
+    hub.upgrade_wanted.notify_one();
+    Ok(hub.workers.sessions())
 }
 
 fn change(hub: &mut Hub, change: Change, now: Now) -> Result<u64, Refusal> {

@@ -17,6 +17,9 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 /// How long it may take to stand still and send everything.
 const STATE_PATIENCE: Duration = Duration::from_secs(10);
 const SEND_PATIENCE: Duration = Duration::from_secs(1);
+/// How much is told of why this process cannot go on; settings may be quoted in it, and each character may be
+/// escaped.
+const WHY_CHARS_MAX: usize = 2000;
 
 /// The process that started this one to be succeeded by it.
 #[derive(Debug)]
@@ -43,8 +46,9 @@ pub struct Way(Arc<Channel>);
 impl Way {
     /// Says that this process cannot go on, and why. Once it serves, nobody listens any more.
     pub fn refuse(&self, why: &str) {
+        let why = why.chars().take(WHY_CHARS_MAX).collect();
         // If it is gone, nobody asks any more.
-        let _ = self.0.send(&Word::No(why.to_owned()), &[], &[], SEND_PATIENCE);
+        let _ = self.0.send(&Word::No(why), &[], &[], SEND_PATIENCE);
     }
 }
 

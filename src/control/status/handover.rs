@@ -55,6 +55,18 @@ pub struct HandoverFailure {
 }
 
 impl HandoverStatus {
+    /// Why no successor can be started now: a sentence. `None`: one can, unless the balancer stops.
+    pub fn refuses(&self) -> Option<&str> {
+        match (&self.barred, self.state) {
+            (Some(why), _) => Some(why),
+            (None, HandoverState::None) => None,
+            (None, HandoverState::Starting) => {
+                Some("an upgrade is under way: wait for its outcome")
+            }
+            (None, HandoverState::Lingering) => Some("this process has been succeeded already"),
+        }
+    }
+
     /// A successor was started.
     pub fn begun(&mut self) {
         (self.state, self.failed) = (HandoverState::Starting, None);
