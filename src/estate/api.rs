@@ -8,9 +8,6 @@ use super::Span;
 use super::entry::{Address, EntryRecord};
 use super::tcp::{NO_SOCKET, RelayRecord};
 
-/// The most bytes that are kept of a request for the log.
-pub const LINE_BYTES_MAX: u32 = 4096;
-
 /// A user.
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,

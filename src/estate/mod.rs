@@ -121,8 +121,8 @@ impl<S> Estate<S> {
     }
 
     /// The same with other handles for the descriptors, in the same order.
-    pub fn map<T>(self, mut socket: impl FnMut(S) -> T) -> Estate<T> {
-        let (worker, doors_here) = (self.worker, self.doors_here.clone());
+    pub fn map<T>(mut self, mut socket: impl FnMut(S) -> T) -> Estate<T> {
+        let (worker, doors_here) = (self.worker, std::mem::take(&mut self.doors_here));
         let parcels = self.parcels().map(|parcel| parcel.map(&mut socket));
         let [places, tcp, udp, upstream, rests, sources, doors, api] = parcels;
         Estate { worker, places, tcp, udp, upstream, rests, sources, doors, api, doors_here }
@@ -203,6 +203,11 @@ impl<S> Parcel<S> {
         let sockets = sockets.into_iter().map(socket).collect();
         Parcel { record_bytes, records, bytes, sockets }
     }
+}
+
+/// The bits whose condition holds.
+pub fn bits<const N: usize>(all: [(bool, u8); N]) -> u8 {
+    all.into_iter().filter(|(is_so, _)| *is_so).fold(0, |sum, (_, bit)| sum | bit)
 }
 
 /// A record as far as both sides know it.

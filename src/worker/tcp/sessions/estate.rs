@@ -7,9 +7,9 @@
 use super::still::Waiting;
 use super::{Cx, OFFERS_MAX, Phase, Session, Sessions, Tried};
 use crate::cluster::BackendId;
-use crate::estate::Parcel;
 use crate::estate::entry::{moment, nanos};
 use crate::estate::tcp::{self, NO_SOCKET, SessionRecord};
+use crate::estate::{Parcel, bits};
 use crate::proxy::Side;
 use crate::proxy::greeting::{Screen, Screened};
 use crate::proxy::line::Features;
@@ -24,7 +24,10 @@ impl Sessions {
     /// Those that could go on elsewhere.
     pub fn movable(&self, is_apart: impl Fn(Key) -> bool) -> Vec<Key> {
         let is_running = |session: &Session| {
-            matches!(session.phase, Phase::Connecting | Phase::Relaying) && !session.entry.is_tls()
+            let is_sealed = session.entry.choice().is_some_and(|choice| choice.tls);
+            matches!(session.phase, Phase::Connecting | Phase::Relaying)
+                && !session.entry.is_tls()
+                && !is_sealed
         };
         let mut keys = self.slots.keys(is_running);
         keys.retain(|key| !is_apart(*key));
@@ -62,7 +65,7 @@ impl Sessions {
             offered: backends.map(|backend| backend.map_or(0, |backend| backend.0).into()),
             tried: count as u8,
             portless: portless as u8,
-            flags: flags.into_iter().map(|(is_so, bit)| if is_so { bit } else { 0 }).sum(),
+            flags: bits(flags),
             screened: seen.len() as u8,
             screen,
         })

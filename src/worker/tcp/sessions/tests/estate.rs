@@ -7,6 +7,7 @@ use crate::base::random::xorshift;
 use crate::estate::Parcel;
 use crate::estate::tcp::SessionRecord;
 use crate::proxy::{Spliced, StreamCmd};
+use crate::tls::backends::BackendTls;
 use crate::worker::books::estate::{Named, Names};
 
 type Left = (Vec<SessionRecord>, Parcel<i32>);
@@ -102,6 +103,20 @@ fn a_session_stands_still_elsewhere_as_it_did_and_goes_on_there() {
     assert!(new.control.reports.pop().is_err(), "nobody is new");
     new.act(|sessions, cx| sessions.connected(keys[1], Ok(()), cx));
     assert!(matches!(new.control.reports.pop(), Ok(Report::Started { .. })));
+}
+
+#[test]
+fn what_a_backend_is_told_under_tls_goes_on_nowhere_else() {
+    let user = Caller::from("192.0.2.1:7".parse::<SocketAddr>().unwrap());
+    for is_sealed in [false, true] {
+        let mut stage = Stage::new();
+        let mut sealed = backends(&[1]);
+        sealed[0].tls = is_sealed.then(BackendTls::default);
+        let snapshot = stage.books.snapshot().clone().with(&sealed);
+        stage.books.adopt(Arc::new(snapshot));
+        stage.act(|sessions, cx| sessions.seat(SERVICE, user, cx)).unwrap();
+        assert_eq!(stage.sessions.movable(|_| false).is_empty(), is_sealed);
+    }
 }
 
 #[test]
