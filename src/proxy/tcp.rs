@@ -122,9 +122,13 @@ impl Relay {
             }
             waiting[side as usize] = bytes;
         }
-        let mut chain = |side| pool.chain(waiting[side as usize]);
-        let (up, down) = (chain(Side::Client), chain(Side::Backend));
-        let (Some(up), Some(down)) = (up, down) else { return Err(NO_BLOCKS.into()) };
+        let (up, down) = match Side::BOTH.map(|side| pool.chain(waiting[side as usize])) {
+            [Some(up), Some(down)] => (up, down),
+            chains => {
+                chains.into_iter().flatten().for_each(|chain| pool.give_back_chain(chain));
+                return Err(NO_BLOCKS.into());
+            }
+        };
         let [client, backend] = lines;
         Ok(Relay {
             piped: record.flows.map(|flow| flow.piped.get() as usize),
@@ -161,6 +165,13 @@ impl Relay {
         features: Features,
         out: &mut impl FnMut(StreamCmd),
     ) {
+        let event = match event {
+            // It was taken back before its first byte, maybe in a thread of the kernel's.
+            Event::Sent { side, result: Err(Errno::ECANCELED | Errno::EINTR | Errno::EAGAIN) } => {
+                Event::Sent { side, result: Ok(0) }
+            }
+            event => event,
+        };
         self.take::<false>(event, pool, features, out);
     }
 

@@ -1,5 +1,5 @@
 //! Sockets and pairs of a table that is gone, in this one: whoever holds a pair goes on holding it, and one that
-//! rests goes on resting. Comes before anything else uses the table.
+//! rests goes on resting. Comes before the first session.
 
 use std::net::SocketAddr;
 

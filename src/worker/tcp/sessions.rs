@@ -275,9 +275,7 @@ impl Sessions {
         };
         if let Phase::Ending { .. } | Phase::Parting(_) = session.phase {
             session.relay.settle(event, cx.pool);
-            let up = session.relay.delivered(Side::Client);
-            let down = session.relay.delivered(Side::Backend);
-            cx.books.moved(&mut session.entry, up, down, cx.now);
+            session.book(cx);
             return self.close_if_settled(key, cx);
         }
         let sent = matches!(event, Event::Sent { .. } | Event::Spliced { moved: 1.., .. });
@@ -535,6 +533,12 @@ impl Session {
         };
         self.unseen[side as usize] = screened == Screened::Undecided;
         screened == Screened::Header
+    }
+
+    /// Counts what was delivered on both of its ways.
+    fn book(&mut self, cx: &mut Cx<'_>) {
+        let [up, down] = Side::BOTH.map(|side| self.relay.delivered(side));
+        cx.books.moved(&mut self.entry, up, down, cx.now);
     }
 
     /// How long things may take in it, by the terms that its service has now.

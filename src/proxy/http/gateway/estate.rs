@@ -1,7 +1,6 @@
 //! A user's connection that goes on in another process: what is said of one that stands still, and how it is taken
 //! up. Only two kinds can be described: those between two requests, and tunnels.
 
-use nix::errno::Errno;
 use zerocopy::little_endian::U64;
 
 use super::{Gateway, Phase};
@@ -108,13 +107,6 @@ impl Gateway {
     /// As [`Gateway::handle`] for a tunnel in a worker that stands still: begins nothing.
     pub fn note(&mut self, event: Event, cx: &mut Context<'_>) {
         let Phase::Tunnel(relay) = &mut self.phase else { return self.handle(event, cx) };
-        let event = match event {
-            // It was taken back before its first byte, maybe in a thread of the kernel's.
-            Event::Sent { side, result: Err(Errno::ECANCELED | Errno::EINTR | Errno::EAGAIN) } => {
-                Event::Sent { side, result: Ok(0) }
-            }
-            event => event,
-        };
         match event {
             Event::Received { what: Received::Data(_), .. } => {
                 (self.active, self.heard) = (cx.now, cx.now);

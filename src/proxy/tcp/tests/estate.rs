@@ -164,4 +164,6 @@ fn what_no_relay_can_be_in_is_refused() {
         refused(&|record| record.flows[1].delivered = u64::MAX.into(), 8).contains("more bytes")
     );
     assert!(refused(&|_| {}, 0).contains("buffer_bytes"));
+    let both = |record: &mut RelayRecord| record.flows[1].waiting = record.flows[0].waiting;
+    assert!(refused(&both, 1).contains("buffer_bytes"), "there is room for one side alone");
 }

@@ -73,13 +73,6 @@ impl Sessions {
             session.relay.settle(event, cx.pool);
             return self.refuse_header(key, cx);
         }
-        let event = match event {
-            // It was taken back before its first byte, maybe in a thread of the kernel's.
-            Event::Sent { side, result: Err(Errno::ECANCELED | Errno::EINTR | Errno::EAGAIN) } => {
-                Event::Sent { side, result: Ok(0) }
-            }
-            event => event,
-        };
         let has_moved = matches!(
             event,
             Event::Sent { result: Ok(1..), .. } | Event::Spliced { moved: 1.., .. }
@@ -88,9 +81,7 @@ impl Sessions {
         session.relay.note(event, cx.pool, session.features, relay_out);
         if has_moved {
             session.active = cx.now;
-            let up = session.relay.delivered(Side::Client);
-            let down = session.relay.delivered(Side::Backend);
-            cx.books.moved(&mut session.entry, up, down, cx.now);
+            session.book(cx);
         }
     }
 
