@@ -63,9 +63,6 @@ pub trait Table {
     /// Its rows, in display order.
     fn rows() -> &'static [Row];
 
-    /// The values, in the same order.
-    fn all(&self) -> Box<[u64]>;
-
     /// Adds to what a row has; for its one writer.
     fn add(&self, row: usize, by: u64);
 }
@@ -91,10 +88,6 @@ macro_rules! table {
         impl Table for $table {
             fn rows() -> &'static [Row] {
                 Self::ROWS
-            }
-
-            fn all(&self) -> Box<[u64]> {
-                self.values().into()
             }
 
             fn add(&self, row: usize, by: u64) {

@@ -1,6 +1,6 @@
 //! What the kernel says about a connection's send queue: its length (`SIOCOUTQ`) and `tcp_info`
-//! (tcp(7)), and how much a pipe holds. Owns where the fields are; what they mean is `proxy::outlook`'s. Called when a session
-//! ends or has been still for a while, never per message.
+//! (tcp(7)), and how much a pipe holds. Owns where the fields are; what they mean is `proxy::outlook`'s. Called
+//! when a session ends or has been still for a while, never per message.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -394,20 +394,18 @@ impl<S> Flows<S> {
         Ok(place)
     }
 
-    /// Sets what a flow was elsewhere, from where it has just come. Whether it is quiet then.
+    /// Sets what a flow was elsewhere, from where it has just come.
     pub fn restore(
         &mut self,
         place: u32,
         now: Now,
         last_seen: Now,
         (awaiting, quiet): (bool, bool),
-    ) -> bool {
-        let Some(Some(flow)) = self.places.get_mut(place as usize) else { return false };
+    ) {
+        let Some(Some(flow)) = self.places.get_mut(place as usize) else { return };
         (flow.last_seen, flow.awaiting) = (last_seen, awaiting);
         flow.quiet = quiet && self.times.in_use_until(flow) <= now;
-        let is_quiet = flow.quiet;
         self.look_anew(place);
-        is_quiet
     }
 
     /// Removes the flow at a place, if there is one.

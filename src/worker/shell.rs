@@ -118,11 +118,12 @@ impl Shell {
         let mut completions = Vec::with_capacity(REAP_MAX);
         let mut more_wait = false;
         self.look_at_brake();
-        if self.course == Course::Braking {
-            self.course = Course::Serving;
-            self.stand_still(&mut completions)?;
-        }
         loop {
+            while self.course == Course::Braking {
+                self.course = Course::Serving;
+                self.stand_still(&mut completions)?;
+                self.look_at_brake();
+            }
             self.ring.enter(Some(self.patience(more_wait)))?;
             more_wait = self.ring.reap(&mut completions);
             let now = Now::read();
@@ -135,14 +136,10 @@ impl Shell {
             }
             self.take_orders(now);
             self.housekeep(now);
-            match self.course {
-                Course::Serving => {}
-                Course::Braking => {
-                    self.course = Course::Serving;
-                    self.stand_still(&mut completions)?;
-                }
-                Course::Stopping(at) if self.live() == 0 || now >= at => return Ok(()),
-                Course::Stopping(_) => {}
+            if let Course::Stopping(at) = self.course
+                && (self.live() == 0 || now >= at)
+            {
+                return Ok(());
             }
         }
     }

@@ -116,9 +116,9 @@ impl Shell {
             for done in completions.drain(..) {
                 self.note(now, done);
             }
-            let mut is_still = || self.posts.iter_mut().all(|post| post.driver.is_still());
+            let is_still = || self.posts.iter_mut().all(|post| post.driver.is_still());
             let wish = self.parts.brake.wish();
-            match standstill.step(now, !more_wait, &mut is_still, wish) {
+            match standstill.step(now, !more_wait, is_still, wish) {
                 Step::Nothing => {}
                 Step::TakeBack => {
                     let (ring, books) = (&mut self.ring, &mut self.parts.books);

@@ -1,6 +1,6 @@
 //! What the drivers of streams do alike: carry out the commands of their sessions, one after another, begin
-//! connections to backends, and close their doors without forgetting whom these have let in. Owns that order of things; the streams and
-//! the sessions are the drivers' own.
+//! connections to backends, and close their doors without forgetting whom these have let in. Owns that order of
+//! things; the streams and the sessions are the drivers' own.
 
 use nix::errno::Errno;
 

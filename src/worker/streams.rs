@@ -1,7 +1,7 @@
 //! The stream sockets of one driver: accepted and connected, received from and sent to, shut down,
 //! looked at and closed. Owns the doors, the sockets by session, the way from a completion back to its
 //! socket, and what lies between the two where a socket speaks TLS; what to do with them is decided
-//! elsewhere.
+//! elsewhere. How they stand still while another process takes them over is in `still`.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -26,6 +26,10 @@ use crate::proxy::tls::{Below, Session, Wire};
 use crate::proxy::{self, Event, Intake, Received, Side};
 use crate::ring::outlook::outlook;
 use crate::ring::{self, Done, Ring, Tag, Until, sys};
+
+mod still;
+
+pub use still::claim;
 
 const _: () = assert!(GENERATION_MASK == ring::GENERATION, "a key comes back as it went");
 
@@ -156,7 +160,7 @@ impl<const FAMILY: u8> Streams<FAMILY> {
             CONNECT => Completion::Connected(key, done.result.map(|_| ())),
             ACCEPT => {
                 let arrival = self.doors.complete(turn.now, done, turn.ring);
-                self.arrived(arrival, turn).map_or(Completion::Nothing, Completion::Arrived)
+                self.arrived(arrival, turn)
             }
             GREETING => {
                 let user = self.greetings.complete(&done, turn);
@@ -187,9 +191,10 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         user.map_or(Completion::Nothing, Completion::Arrived)
     }
 
-    fn arrived(&mut self, arrival: Arrival, turn: &mut Turn<'_>) -> Option<Newcomer> {
-        let user = self.let_in(arrival, turn)?;
-        self.meet(user, turn)
+    fn arrived(&mut self, arrival: Arrival, turn: &mut Turn<'_>) -> Completion {
+        let user = self.let_in(arrival, turn);
+        let user = user.and_then(|user| self.meet(user, turn));
+        user.map_or(Completion::Nothing, Completion::Arrived)
     }
 
     fn let_in(&mut self, arrival: Arrival, turn: &Turn<'_>) -> Option<Newcomer> {
@@ -210,36 +215,6 @@ impl<const FAMILY: u8> Streams<FAMILY> {
         None
     }
 
-    /// As [`Streams::complete`], while the worker is to stand still. What concerns sessions that are
-    /// [apart](Streams::is_apart), or nobody's yet, waits until it goes on.
-    pub fn note(&mut self, done: Done, turn: &mut Turn<'_>) -> Completion {
-        match done.tag.kind & OPERATION {
-            ACCEPT => {
-                let arrival = self.doors.note(done);
-                return self
-                    .arrived(arrival, turn)
-                    .map_or(Completion::Nothing, Completion::Arrived);
-            }
-            CONNECT | RECEIVE | SEND | ROOM if !self.is_apart(end_of(done.tag).0) => {}
-            OWN.. => {}
-            _ => {
-                self.held.push(done);
-                return Completion::Nothing;
-            }
-        }
-        self.complete(done, turn)
-    }
-
-    /// The same where all sessions are apart.
-    pub fn hold(&mut self, done: Done, turn: &mut Turn<'_>) {
-        if done.tag.kind & OPERATION != ACCEPT {
-            return self.held.push(done);
-        }
-        let arrival = self.doors.note(done);
-        let user = self.let_in(arrival, turn);
-        self.late.extend(user);
-    }
-
     /// Whether a session has a connection that speaks TLS, or is about to: what it has is not all in the kernel and
     /// in blocks, so it cannot go on elsewhere.
     pub fn is_apart(&self, key: Key) -> bool {
@@ -249,38 +224,6 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     /// Whether a connection speaks TLS.
     pub fn is_secured(&self, end: End) -> bool {
         self.secured.has(end)
-    }
-
-    /// Whether an operation is on a connection of a session.
-    pub fn is_of_stream(tag: Tag) -> bool {
-        matches!(tag.kind & OPERATION, RECEIVE | SEND | ROOM)
-    }
-
-    /// Whether it is a receive.
-    pub fn is_receive(tag: Tag) -> bool {
-        tag.kind & OPERATION == RECEIVE
-    }
-
-    /// Whether it waits for room.
-    pub fn is_room(tag: Tag) -> bool {
-        tag.kind & OPERATION == ROOM
-    }
-
-    /// What waits until the worker goes on.
-    pub fn held(&self) -> impl Iterator<Item = &Done> {
-        self.held.iter().filter(|done| Self::is_of_stream(done.tag))
-    }
-
-    /// Takes some of that out.
-    pub fn take_held(&mut self, which: impl Fn(&Done) -> bool) -> Vec<Done> {
-        let is_one = |done: &mut Done| Self::is_of_stream(done.tag) && which(done);
-        self.held.extract_if(.., is_one).collect()
-    }
-
-    /// Goes on, and returns what has waited for that.
-    pub fn thaw(&mut self) -> (Vec<Done>, Vec<Newcomer>) {
-        self.doors.thaw();
-        (std::mem::take(&mut self.held), std::mem::take(&mut self.late))
     }
 
     /// Changes a door. Users whom the kernel has accepted already at one that closes are handed out,

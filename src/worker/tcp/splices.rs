@@ -50,7 +50,8 @@ pub struct Splices {
 }
 
 impl Splices {
-    /// No pipe is made before it is needed; the lists never grow, since no step is without a pipe.
+    /// No pipe is made before it is needed; the lists never grow, since no step is without a pipe, but
+    /// where the sessions of more workers were taken up.
     pub fn new() -> Splices {
         Splices {
             pipes: Pipes::new(),

@@ -2,23 +2,21 @@
 //! estate. Owns which completions are noted at once and which wait; what a record says of a user is `sessions`'s.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use zerocopy::little_endian::U32;
 
 use super::{HttpDriver, conn_of, end_of};
 use crate::cluster::Protocol;
 use crate::estate::api::UserRecord;
 use crate::estate::{Parcel, Unclaimed};
 use crate::ring::Done;
-use crate::ring::sys::{self, Kind};
 use crate::worker::books::estate::{Named, Names};
 use crate::worker::driver::Turn;
 use crate::worker::http::sessions::Conn;
 use crate::worker::slots::Key;
 use crate::worker::stream_driver::StreamDriver;
-use crate::worker::streams::{Completion, Streams};
+use crate::worker::streams::{Completion, Streams, claim};
 
 type ApiStreams = Streams<{ crate::worker::family::API }>;
 
@@ -135,7 +133,7 @@ impl HttpDriver {
         Ok(())
     }
 
-    pub(super) fn take_up(
+    fn take_up(
         &mut self,
         record: &UserRecord,
         descriptors: &mut Unclaimed<OwnedFd>,
@@ -144,9 +142,9 @@ impl HttpDriver {
         turn: &mut Turn<'_>,
     ) -> Result<Key, String> {
         let [client, backend] = record.sockets;
-        let client = socket(descriptors, client)?;
+        let client = claim(descriptors, client)?;
         let is_tunnel = record.flags & UserRecord::TUNNEL != 0;
-        let backend = is_tunnel.then(|| socket(descriptors, backend)).transpose()?;
+        let backend = is_tunnel.then(|| claim(descriptors, backend)).transpose()?;
         let cx = &mut turn.cx(&mut self.commands);
         let (key, link) = self.sessions.take_up(record, services, parcel, cx)?;
         self.streams.keep(end_of(Conn::User(key)), client);
@@ -164,12 +162,4 @@ fn is_void(done: &Done) -> bool {
         Err(Errno::ENOBUFS | Errno::ECANCELED | Errno::EINTR | Errno::EAGAIN)
     );
     ApiStreams::is_room(done.tag) || ApiStreams::is_receive(done.tag) && is_again
-}
-
-fn socket(descriptors: &mut Unclaimed<OwnedFd>, place: U32) -> Result<OwnedFd, String> {
-    let socket = descriptors.claim(place)?;
-    match sys::kind(socket.as_fd()) {
-        Kind::Stream => Ok(socket),
-        _ => Err("an API user's descriptor is no TCP socket".into()),
-    }
 }

@@ -8,9 +8,9 @@ use super::looks::look_every;
 use super::{Conn, Cx, Link, Member, Sessions, State, User};
 use crate::cluster::gate::lists;
 use crate::cluster::{DoorId, Doorway, ServiceId};
-use crate::estate::Parcel;
 use crate::estate::api::{RequestRecord, UserRecord};
 use crate::estate::entry::nanos;
+use crate::estate::{Parcel, bits};
 use crate::proxy::http::{Described, Gateway, Served};
 
 use crate::worker::books::estate::{Named, Names, choice};
@@ -61,7 +61,7 @@ impl Sessions {
             request,
             number: number.into(),
             door: user.gateway.door.door.0.into(),
-            flags: flags.into_iter().map(|(is_so, bit)| if is_so { bit } else { 0 }).sum(),
+            flags: bits(flags),
             unused: 0,
         })
     }

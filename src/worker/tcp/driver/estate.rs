@@ -1,7 +1,7 @@
 //! TCP users who go on in another process: their sockets and pipes, by place in the estate. Owns the way from a
 //! session's record to its descriptors and back; what else a record says is `sessions`'s.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::TcpDriver;
 use crate::cluster::Protocol;
@@ -9,11 +9,11 @@ use crate::estate::tcp::{FlowRecord, NO_SOCKET, SessionRecord};
 use crate::estate::{Parcel, Unclaimed};
 use crate::proxy::Side;
 use crate::ring::pipe::Pipe;
-use crate::ring::sys::{self, Kind};
 use crate::worker::books::estate::{Named, Names};
 use crate::worker::driver::Turn;
 use crate::worker::slots::Key;
 use crate::worker::stream_driver::StreamDriver;
+use crate::worker::streams::claim;
 
 impl TcpDriver {
     /// Describes the sessions that could go on elsewhere, and remembers which these are.
@@ -85,8 +85,9 @@ impl TcpDriver {
         if !relays && record.sockets[Side::Backend as usize] != NO_SOCKET {
             return Err("a session that is not connected has two sockets".into());
         }
-        let client = socket(descriptors, record, Side::Client)?;
-        let backend = relays.then(|| socket(descriptors, record, Side::Backend)).transpose()?;
+        let [client, backend] = record.sockets;
+        let client = claim(descriptors, client)?;
+        let backend = relays.then(|| claim(descriptors, backend)).transpose()?;
         let [up, down] = &record.relay.flows;
         let pipes = [pipe(descriptors, up)?, pipe(descriptors, down)?];
         let cx = &mut turn.cx(&mut self.commands);
@@ -101,18 +102,6 @@ impl TcpDriver {
             }
         }
         Ok(key)
-    }
-}
-
-fn socket(
-    descriptors: &mut Unclaimed<OwnedFd>,
-    record: &SessionRecord,
-    side: Side,
-) -> Result<OwnedFd, String> {
-    let socket = descriptors.claim(record.sockets[side as usize])?;
-    match sys::kind(socket.as_fd()) {
-        Kind::Stream => Ok(socket),
-        _ => Err("a session's descriptor is no TCP socket".into()),
     }
 }
 

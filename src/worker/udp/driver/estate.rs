@@ -9,7 +9,7 @@ use super::burst::Burst;
 use super::upstream::{UpstreamSocket, receive_tag};
 use super::{Rearm, UdpDriver};
 use crate::cluster::{DoorId, Protocol};
-use crate::estate::entry::Address;
+use crate::estate::entry::{Address, nanos};
 use crate::estate::udp::{FlowRecord, RestRecord, SenderRecord, SourceRecord, UpstreamRecord};
 use crate::estate::{Estate, Parcel, Unclaimed};
 use crate::proxy::udp::{Family, SocketId};
@@ -38,9 +38,9 @@ impl UdpDriver {
             estate.rests.push(&RestRecord {
                 backend: rest.backend.into(),
                 sender,
-                until: rest.until.nanos().into(),
-                at: rest.at.nanos().into(),
-                clean: rest.clean.nanos().into(),
+                until: nanos(rest.until),
+                at: nanos(rest.at),
+                clean: nanos(rest.clean),
             });
         }
         self.sessions.describe_sources(turn.now, &mut estate.sources);
@@ -93,7 +93,7 @@ impl UdpDriver {
         }
         for record in estate.rests.records::<RestRecord>() {
             let socket = self.socket_of(&record.sender, &upstream)?;
-            self.sessions.take_up_rest(&record, socket)?;
+            self.sessions.take_up_rest(turn.now, &record, socket)?;
         }
         for record in estate.sources.records::<SourceRecord>() {
             self.sessions.take_up_source(turn.now, &record);

@@ -42,7 +42,7 @@ impl UdpDriver {
     /// Forgets all sessions and closes their sockets, of which others have duplicates.
     pub(super) fn forget_all(&mut self, turn: &mut Turn<'_>) {
         self.sessions.forget_all(turn.now, turn.books);
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             let all = std::mem::take(&mut self.upstream[family as usize]);
             for (place, upstream) in all.into_iter().enumerate() {
                 let Some(upstream) = upstream else { continue };

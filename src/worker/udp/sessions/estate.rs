@@ -2,18 +2,22 @@
 //! them, and how they are taken up. Which descriptors they use is their driver's.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use super::{Session, Sessions, plain};
 use crate::base::time::Now;
-use crate::estate::Parcel;
 use crate::estate::entry::{Address, EntryRecord, moment, nanos};
 use crate::estate::udp::{FlowRecord, RestRecord, SenderRecord, SourceRecord};
+use crate::estate::{Parcel, bits};
 use crate::proxy::udp::SocketId;
 use crate::proxy::udp::estate::Rest;
 use crate::session::flows::{Flow, FlowKey};
 use crate::session::sources::prefix_of;
 use crate::worker::books::Books;
 use crate::worker::books::estate::{Named, Names};
+
+/// Longer than any rest that can be set: what is said to rest longer was not written by a balancer.
+const REST_MAX: Duration = Duration::from_secs(100 * 24 * 3600);
 
 /// What a session says that its driver has to look up.
 pub struct Means {
@@ -80,7 +84,7 @@ impl Sessions {
         Means { socket, door }: Means,
         (services, parcel): (&mut Named, &Parcel<S>),
         books: &mut Books,
-    ) -> Result<u32, String> {
+    ) -> Result<(), String> {
         if record.flags & !FlowRecord::FLAGS != 0 {
             return Err("a session has unknown flags".into());
         }
@@ -123,18 +127,24 @@ impl Sessions {
         if let Some(backend) = backend {
             self.note(hash, backend);
         }
-        Ok(place)
+        Ok(())
     }
 
     /// Takes up a pair that rests.
     ///
     /// # Errors
     /// It is no pair, or in use.
-    pub fn take_up_rest(&mut self, record: &RestRecord, socket: SocketId) -> Result<(), String> {
+    pub fn take_up_rest(
+        &mut self,
+        now: Now,
+        record: &RestRecord,
+        socket: SocketId,
+    ) -> Result<(), String> {
         let backend = plain(record.backend.given()?);
         let peer = self.pairs.recall(backend).ok_or("there are too many backends")?;
         let (until, at, clean) = (record.until, record.at, record.clean);
         let [until, at, clean] = [until, at, clean].map(moment);
+        let until = until.min(now.plus(REST_MAX));
         let rests = self.pairs.rest(peer, socket, &Rest { backend, socket, until, at, clean });
         rests.then_some(()).ok_or_else(|| "a pair rests that is in use, or none".into())
     }
@@ -147,7 +157,8 @@ impl Sessions {
         }
         if let Some(source) = self.sources.hold(prefix) {
             self.sources.ended(source);
-            self.eviction.cool(moment(record.until), source, &mut self.sources);
+            let until = moment(record.until).min(now.plus(REST_MAX));
+            self.eviction.cool(until, source, &mut self.sources);
         }
     }
 
@@ -193,7 +204,7 @@ fn record(
         last_seen: nanos(flow.last_seen),
         responses: responses.map_or(0, NonZeroU32::get).into(),
         owed: owed.into(),
-        flags: flags.into_iter().map(|(is_so, bit)| if is_so { bit } else { 0 }).sum(),
+        flags: bits(flags),
         unused: [0; 3],
     }
 }

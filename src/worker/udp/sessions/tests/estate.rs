@@ -54,7 +54,7 @@ impl World {
             self.core.take_up(self.now, &record, means, context, &mut self.books)?;
         }
         for rest in &left.rests {
-            self.core.take_up_rest(rest, socket(&rest.sender))?;
+            self.core.take_up_rest(self.now, rest, socket(&rest.sender))?;
         }
         for record in left.sources.records::<SourceRecord>() {
             self.core.take_up_source(self.now, &record);
