@@ -203,10 +203,16 @@ impl Registry {
                 service: self.name_of(service),
                 backends: self.service(service).terms.limits.backends.unwrap_or(u32::MAX),
             }),
-            None if self.free.is_empty() || self.next == u32::MAX => {
-                Err(Fault::Full { places: self.places })
-            }
+            None => self.check_room(),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether one more backend can be given a place and a number.
+    fn check_room(&self) -> Result<(), Fault> {
+        match self.free.is_empty() || self.next == u32::MAX {
+            true => Err(Fault::Full { places: self.places }),
+            false => Ok(()),
         }
     }
 
@@ -444,10 +450,14 @@ impl Registry {
         // The file is the operator's own word, so reading it again ends what an operator asked for before.
         let drained_by_operator =
             entry.against.drained_by_operator && wanted.source != Source::File;
+        // Nor does it end, by coming here, what an operator asked another balancer for.
+        let drained_elsewhere =
+            entry.against.drained_elsewhere.filter(|by| *by == DrainedBy::Operator);
         let is_checked = checks.is_some() || wanted.check.is_some();
         entry.check = wanted.check;
         let failing = entry.against.failing && is_checked;
-        entry.against = Against { drained_by_operator, failing, ..Against::default() };
+        let against = Against { drained_by_operator, drained_elsewhere, ..Against::default() };
+        entry.against = Against { failing, ..against };
         stand(entry, &mut self.aside);
         let changed = entry.backend != before;
         self.changed(id, changed)

@@ -25,6 +25,8 @@ impl Registry {
         if !is_ours && entry.backend.tls != wanted.tls {
             // What was said to it in the clear is not gone on with: it is another backend from here on.
             self.check_other(&wanted)?;
+            // The place that it leaves is not free before its sessions have ended.
+            self.check_room()?;
             let left = self.remove(&[id]).left;
             let applied = self.apply(Change::Register(wanted), now)?;
             return Ok(Applied { left, ..self.drain_elsewhere(applied, drains) });

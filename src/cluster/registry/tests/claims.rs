@@ -104,3 +104,30 @@ fn a_claimed_backend_that_is_reached_otherwise_is_another_one() {
     let here = registry.apply(join(1, TCP, 80, 1), NOW);
     assert!(matches!(here, Err(Fault::TlsChanges { .. })), "{here:?}");
 }
+
+#[test]
+fn an_operators_drain_elsewhere_holds_for_who_registers_here_and_an_owners_does_not() {
+    for (by, left) in [
+        (DrainedBy::Operator, Standing::Draining),
+        // It may have come here since it asked to leave there.
+        (DrainedBy::Owner, Standing::Serving),
+    ] {
+        let mut registry = registry(4);
+        let drains = Change::Claim { wanted: claimed(80, 1), drains: Some(by) };
+        registry.apply(drains, NOW).unwrap();
+        registry.apply(join(1, TCP, 80, 1), NOW).unwrap();
+        assert_eq!(standing(&registry, 80), Some(left), "{by:?}");
+    }
+}
+
+#[test]
+fn a_claim_for_which_there_is_no_room_changes_nothing() {
+    let mut registry = registry(1);
+    let first = registry.apply(claim(80, 1), NOW).unwrap().backend;
+    let tls = Some(crate::tls::backends::BackendTls::default());
+    let sealed = Registration { tls, ..claimed(80, 1) };
+    let refused = registry.apply(Change::Claim { wanted: sealed, drains: None }, NOW);
+    assert_eq!(refused.unwrap_err(), Fault::Full { places: 1 });
+    let entry = registry.find(TCP, address(80)).map(|entry| entry.backend.id);
+    assert_eq!((entry, registry.len()), (first, 1));
+}
