@@ -188,7 +188,7 @@ pub fn answer(command: &Command, status: u16, body: &[u8]) -> Event {
         }),
         Command::List => read(body).map(|Range { header, kvs, .. }| Event::Listed {
             revision: header.revision.signed(),
-            rows: kvs.iter().filter_map(row).collect(),
+            rows: kvs.iter().map(row).collect(),
         }),
         Command::Grant => read(body).map(|Lease { id, .. }| Event::Granted { lease: id.signed() }),
         Command::Renew { .. } => {
@@ -213,10 +213,11 @@ fn decoded(text: &str) -> Option<String> {
     String::from_utf8(STANDARD.decode(text).ok()?).ok()
 }
 
-fn row(kv: &KeyValue) -> Option<Row> {
-    // What is no text is nothing of ours, and still counts as a key.
+/// What is no text is nothing of ours, and still counts as a key: it goes by the letters that it came in.
+fn row(kv: &KeyValue) -> Row {
+    let key = decoded(&kv.key).unwrap_or_else(|| kv.key.clone());
     let value = decoded(&kv.value).unwrap_or_default();
-    Some(Row { key: decoded(&kv.key)?, value, revision: kv.mod_revision.signed() })
+    Row { key, value, revision: kv.mod_revision.signed() }
 }
 
 /// What a line of a watch means; `None`: nothing has happened.
@@ -237,7 +238,7 @@ pub fn watched(line: &[u8]) -> Option<Event> {
     let revision = watched.events.iter().map(|it| it.kv.mod_revision.signed()).max()?;
     let (mut puts, mut deletes) = (Vec::new(), Vec::new());
     for event in &watched.events {
-        let Some(row) = row(&event.kv) else { continue };
+        let row = row(&event.kv);
         match event.r#type == "DELETE" {
             true => deletes.push((row.key, row.revision)),
             false => puts.push(row),

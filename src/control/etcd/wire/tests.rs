@@ -124,3 +124,19 @@ fn a_watch_is_read_line_by_line() {
     let long = vec![b'x'; LINE_BYTES_MAX + 1];
     assert!(Lines::default().take(&long, |_| {}).is_err());
 }
+
+#[test]
+fn a_key_that_is_no_text_counts_as_one() {
+    let kv = r#"{"key":"/w==","mod_revision":"4","value":"dg=="}"#;
+    let listed = format!(r#"{{"header":{{"revision":"9"}},"kvs":[{kv}],"count":"1"}}"#);
+    let row = Row { key: "/w==".to_owned(), value: "v".to_owned(), revision: 4 };
+    let rows = vec![row.clone()];
+    assert_eq!(answer(&LIST, 200, listed.as_bytes()), Event::Listed { revision: 9, rows });
+    let watched_as = |kind: &str| {
+        watched(format!(r#"{{"result":{{"events":[{{{kind}"kv":{kv}}}]}}}}"#).as_bytes())
+    };
+    let (revision, puts) = (4, vec![row]);
+    assert_eq!(watched_as(""), Some(Event::Changed { revision, puts, deletes: vec![] }));
+    let (puts, deletes) = (vec![], vec![("/w==".to_owned(), 4)]);
+    assert_eq!(watched_as(r#""type":"DELETE","#), Some(Event::Changed { revision, puts, deletes }));
+}
