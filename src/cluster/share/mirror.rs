@@ -200,27 +200,18 @@ impl Mirror {
         self.rows.clear();
         self.revision = revision;
         self.nodes.values_mut().for_each(|peer| peer.is_stored = false);
-        let all: Vec<(Place, NodeId)> =
-            self.all().map(|(place, node)| (place.clone(), node.clone())).collect();
-        for (place, node) in all {
-            let claim = self.claims.get_mut(&place).and_then(|it| it.get_mut(&node));
-            claim.expect("it is one of them").is_stored = false;
-            self.touched.insert(place);
+        for (place, claims) in &mut self.claims {
+            claims.values_mut().for_each(|claim| claim.is_stored = false);
+            self.touched.insert(place.clone());
         }
     }
 
     /// Whatever the list had no word of any more is done.
     pub fn end_list(&mut self) {
-        let done = |claims: &BTreeMap<NodeId, Claim>, node: &NodeId| {
-            claims.get(node).is_some_and(|it| !it.is_stored && !it.offer.is_claim())
-        };
-        let all: Vec<(Place, NodeId)> =
-            self.all().map(|(place, node)| (place.clone(), node.clone())).collect();
-        for (place, node) in all {
-            if self.claims.get(&place).is_some_and(|claims| done(claims, &node)) {
-                self.lose(&node, &place);
-            }
-        }
+        self.claims.retain(|_, claims| {
+            claims.retain(|_, claim| claim.is_stored || claim.offer.is_claim());
+            !claims.is_empty()
+        });
     }
 
     /// This is another store, or an older state of the same: revisions begin anew.
@@ -232,31 +223,21 @@ impl Mirror {
             .for_each(|claim| claim.revision = 0);
     }
 
-    fn all(&self) -> impl Iterator<Item = (&Place, &NodeId)> {
-        self.claims.iter().flat_map(|(place, claims)| claims.keys().map(move |node| (place, node)))
-    }
-
     /// What is lost has been so for longer by this. What has been for `most` is over.
     pub fn age(&mut self, by: Duration, most: Duration) {
-        let mut over = Vec::new();
-        for (place, claims) in &mut self.claims {
-            for (node, claim) in claims.iter_mut().filter(|(_, claim)| !claim.is_stored) {
-                claim.alone += by;
-                if claim.alone >= most {
-                    over.push((place.clone(), node.clone()));
-                }
+        let (gone, touched) = (&mut self.gone, &mut self.touched);
+        self.claims.retain(|place, claims| {
+            let known = claims.len();
+            claims.retain(|_, claim| {
+                claim.alone += if claim.is_stored { Duration::ZERO } else { by };
+                claim.is_stored || claim.alone < most
+            });
+            if claims.len() < known {
+                gone.insert(place.clone(), Gone::Orphaned);
+                touched.insert(place.clone());
             }
-        }
-        for (place, node) in over {
-            if let Some(claims) = self.claims.get_mut(&place) {
-                claims.remove(&node);
-                if claims.is_empty() {
-                    self.claims.remove(&place);
-                }
-            }
-            self.gone.insert(place.clone(), Gone::Orphaned);
-            self.touched.insert(place);
-        }
+            !claims.is_empty()
+        });
         self.nodes.retain(|_, peer| {
             peer.alone = if peer.is_stored { Duration::ZERO } else { peer.alone + by };
             peer.alone < most
