@@ -20,7 +20,7 @@ const LEASE_TAKES: Duration = Duration::from_millis(1500);
 const OPEN_TAKES: Duration = Duration::from_millis(500);
 const OPEN_WAITS: u32 = 2;
 /// When the leader has died, a batch under way hangs for longer than the next one takes.
-pub const WRITE_TAKES: Duration = Duration::from_secs(1);
+const WRITE_TAKES: Duration = Duration::from_secs(1);
 const AUDIT_TAKES: Duration = Duration::from_millis(1500);
 /// How often what is known here is held against the store. A watch that has gone silent shows in nothing else.
 const AUDIT_EVERY: Duration = Duration::from_secs(2);
@@ -76,6 +76,14 @@ struct Writing {
     revision: Option<i64>,
 }
 
+/// An audit under way.
+#[derive(Clone, Copy, Debug)]
+struct Auditing {
+    since: Now,
+    /// What had been heard when it was asked for. Its answer is no older, though what a watch tells may overtake it.
+    revision: i64,
+}
+
 /// An audit that what is known here does not agree with, yet.
 #[derive(Clone, Copy, Debug)]
 struct Doubt {
@@ -100,7 +108,7 @@ pub struct Link {
     renew_at: Now,
     renewing: Option<Now>,
     audit_at: Now,
-    auditing: Option<Now>,
+    auditing: Option<Auditing>,
     /// The last audit that agreed,
     agreed: Option<Now>,
     /// and the last batch that was written, over this connection.
@@ -209,6 +217,10 @@ impl Link {
         self.has_listed = true;
         self.agreed = Some(now);
         self.audit_at = now.plus(AUDIT_EVERY);
+        self.renewing = self.renewing.map(|_| now);
+        if let Lease::Asked(since) = &mut self.lease {
+            *since = now;
+        }
         out.push(Command::Watch { from: revision + 1 });
     }
 
@@ -240,8 +252,12 @@ impl Link {
         (self.lease, self.renewing, self.writing) = (Lease::None, None, None);
     }
 
-    /// What was asked for last was refused, and is not asked again at once.
-    pub fn refused(&mut self, said: String, now: Now) {
+    /// What was asked for last was refused, and is not asked again at once. Without a first read there is no
+    /// connection.
+    pub fn refused(&mut self, said: String, now: Now, out: &mut Vec<Command>) {
+        if let Phase::Opening { .. } = self.phase {
+            return self.drop_it(said, now, out);
+        }
         self.trouble = Some(said);
         self.writing = None;
         self.write_after = now.plus(REFUSED_WAIT);
@@ -279,6 +295,11 @@ impl Link {
         Some(writing.keys)
     }
 
+    /// The revision that the answer to the audit under way is no older than, if the store is the same.
+    pub fn audit_floor(&self) -> i64 {
+        self.auditing.map_or(0, |it| it.revision)
+    }
+
     /// What the store says there is.
     pub fn audited(&mut self, count: usize, newest: i64, now: Now) {
         self.auditing = None;
@@ -311,8 +332,8 @@ impl Link {
         }
     }
 
-    /// What has fallen due.
-    pub fn tick(&mut self, now: Now, out: &mut Vec<Command>) {
+    /// What has fallen due; `revision` is the newest that was heard of.
+    pub fn tick(&mut self, revision: i64, now: Now, out: &mut Vec<Command>) {
         let late = |since: Now, most: Duration| now.since(since) >= most;
         match self.phase {
             Phase::Down { until } if now >= until => {
@@ -328,10 +349,13 @@ impl Link {
             Phase::Down { .. } | Phase::Opening { .. } => return,
             Phase::Listing { .. } | Phase::Live => {}
         }
+        // What is asked for on a new connection is not answered before the list.
+        let in_turn = |since: Option<Now>| since.filter(|_| self.is_live());
+        let auditing = self.auditing.map(|it| it.since);
         let overdue = [
-            (self.renewing, LEASE_TAKES, "the lease is not renewed"),
-            (self.auditing, AUDIT_TAKES, "reads are not answered"),
-            (self.asked_lease(), LEASE_TAKES, "no lease is granted"),
+            (in_turn(self.renewing), LEASE_TAKES, "the lease is not renewed"),
+            (auditing, AUDIT_TAKES, "reads are not answered"),
+            (in_turn(self.asked_lease()), LEASE_TAKES, "no lease is granted"),
             (self.writing_since(false), WRITE_TAKES, "writes are not answered"),
         ];
         let overdue =
@@ -349,7 +373,7 @@ impl Link {
             return self.list(now, out);
         }
         if self.auditing.is_none() && now >= self.audit_at {
-            self.auditing = Some(now);
+            self.auditing = Some(Auditing { since: now, revision });
             out.push(Command::Audit);
         }
         match self.lease {

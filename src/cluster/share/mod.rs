@@ -162,7 +162,7 @@ impl Share {
         }
         match event {
             Event::Opened { store, revision } => {
-                self.recognise(store, revision);
+                self.recognise(store, revision, self.mirror.revision);
                 self.link.opened(now, &mut self.commands);
             }
             Event::Granted { lease } => self.link.granted(lease, now),
@@ -176,9 +176,9 @@ impl Share {
             }
             Event::Compacted => self.link.list(now, &mut self.commands),
             Event::Written { revision } => self.link.written(revision, now),
-            Event::Refused { said, .. } => self.link.refused(said, now),
+            Event::Refused { said, .. } => self.link.refused(said, now, &mut self.commands),
             Event::Audited { store, revision, count, newest } => {
-                if self.recognise(store, revision) {
+                if self.recognise(store, revision, self.link.audit_floor()) {
                     self.link.list(now, &mut self.commands);
                 } else {
                     self.link.audited(count, newest, now);
@@ -191,7 +191,7 @@ impl Share {
 
     /// Time has passed.
     pub fn tick(&mut self, now: Now) {
-        self.link.tick(now, &mut self.commands);
+        self.link.tick(self.mirror.revision, now, &mut self.commands);
         let step = now.since(self.aged).min(STEP_MAX);
         self.aged = now;
         if self.mirror.orphans() > 0
@@ -220,10 +220,10 @@ impl Share {
         self.write(now);
     }
 
-    /// Whether this is another store, or an older state of the same. Nothing that is known is given up for that.
-    fn recognise(&mut self, store: u64, revision: i64) -> bool {
-        let is_other =
-            self.store.is_some_and(|known| known != store) || revision < self.mirror.revision;
+    /// Whether this is another store, or a state of the same that is older than `least`. Nothing that is known is
+    /// given up for that.
+    fn recognise(&mut self, store: u64, revision: i64, least: i64) -> bool {
+        let is_other = self.store.is_some_and(|known| known != store) || revision < least;
         self.store = Some(store);
         if is_other {
             self.mirror.other_store();
@@ -286,13 +286,13 @@ impl Share {
     fn show(&mut self, place: &Place) {
         let own = self.own.about(place);
         let Some((owner, theirs, revision)) = self.mirror.prevailing(place) else {
+            let why = self.mirror.why_gone(place);
             if self.shown.remove(place).is_some() {
                 if let Some((own, _)) = own {
                     // What others have said of it goes with them.
                     let (owner, offer) = (self.me.clone(), own.with(State::Serving));
                     self.changes.push(Change::Claim { place: place.clone(), offer, owner });
                 }
-                let why = self.mirror.why_gone(place);
                 self.changes.push(Change::Unclaim { place: place.clone(), why });
             }
             return;
@@ -395,11 +395,6 @@ impl Share {
     /// How many words a balancer has about backends.
     pub fn claims_of(&self, node: &NodeId) -> usize {
         self.mirror.claims_of(node)
-    }
-
-    /// Whether our own word of a place is in the store; `None`: there is none.
-    pub fn is_written(&self, place: &Place) -> Option<bool> {
-        self.own.about(place).map(|(_, revision)| revision.is_some())
     }
 }
 

@@ -83,7 +83,7 @@ fn what_waits_is_written_at_once_and_our_presence_last() {
     assert_eq!(share.summary().unwritten, 200);
     live(&mut share, Vec::new(), 1);
     // The first batch was asked for when the lease was granted.
-    share.link.refused("again".to_owned(), at(1));
+    share.link.refused("again".to_owned(), at(1), &mut Vec::new());
     share.tick(at(1002));
     let first = take(&mut share, 11, 1003);
     let second = take(&mut share, 12, 1004);
@@ -226,4 +226,75 @@ fn what_is_not_known_here_is_found_by_an_audit() {
     share.tick(at(3002));
     assert!(share.commands().contains(&Command::List));
     assert_eq!(share.summary().relisted, 1);
+}
+
+#[test]
+fn an_audit_that_a_change_has_overtaken_is_no_other_store() {
+    for (revision, is_other) in [(10, false), (9, true)] {
+        let mut share = member("a", 1);
+        live(&mut share, Vec::new(), 1);
+        share.tick(at(2001));
+        assert!(share.commands().contains(&Command::Audit));
+        let puts = vec![row("/lb/c/1/x".to_owned(), String::new(), 11)];
+        hear(&mut share, Event::Changed { revision: 11, puts, deletes: vec![] }, 2002);
+        hear(&mut share, Event::Audited { store: 1, revision, count: 0, newest: 0 }, 2003);
+        assert_eq!(share.commands().contains(&Command::List), is_other, "{revision}");
+        assert_eq!(share.summary().revision, if is_other { 0 } else { 11 });
+    }
+}
+
+#[test]
+fn why_a_backend_went_that_was_never_known_here_says_nothing_of_a_later_one() {
+    let (mut share, other) = (member("a", 1), NodeId::new("b", 2));
+    let key = share.prefix.back(&other, &place(80));
+    let says = |n: u64, offer: &Offer| row(key.clone(), value::write_back(n, offer), 8 + n as i64);
+    let lost = Offer { state: State::Lost, ..Offer::plain() };
+    live(&mut share, vec![says(1, &lost)], 1);
+    assert_eq!(share.changes(), []);
+    hear(&mut share, changed(says(4, &Offer::plain())), 2);
+    assert!(matches!(share.changes()[..], [Change::Claim { .. }]));
+    // It is there for those on its own host only.
+    let far = Offer { host: Some("there".into()), ..Offer::plain() };
+    hear(&mut share, changed(says(5, &far)), 3);
+    let why = event::Gone::Left;
+    assert_eq!(share.changes(), [Change::Unclaim { place: place(80), why }]);
+}
+
+fn changed(put: Row) -> Event {
+    Event::Changed { revision: put.revision, puts: vec![put], deletes: vec![] }
+}
+
+#[test]
+fn what_a_member_refuses_at_once_is_what_the_operator_is_told() {
+    let mut share = member("a", 1);
+    share.tick(at(1));
+    share.commands();
+    let said = "etcdserver: permission denied".to_owned();
+    hear(&mut share, Event::Refused { why: Refusal::Other, said: said.clone() }, 2);
+    assert_eq!(share.commands(), [Command::Close]);
+    assert!(matches!(share.phase(), Phase::Down { .. }));
+    assert_eq!(share.summary().trouble, Some(said));
+}
+
+#[test]
+fn a_lease_is_not_late_while_the_list_before_it_is_under_way() {
+    let mut share = member("a", 1);
+    let begun = |share: &mut Share, ms: u64, asks: Command| {
+        share.tick(at(ms));
+        share.commands();
+        hear(share, Event::Opened { store: 1, revision: 10 }, ms);
+        assert_eq!(share.commands(), [Command::List, asks]);
+        share.tick(at(ms + 4000));
+        assert_eq!(share.commands(), [], "the list takes its time");
+        hear(share, Event::Listed { revision: 10, rows: vec![] }, ms + 4000);
+        share.tick(at(ms + 4100));
+        assert_eq!(share.commands(), [Command::Watch { from: 11 }]);
+    };
+    begun(&mut share, 1, Command::Grant);
+    hear(&mut share, Event::Granted { lease: 5 }, 4200);
+    hear(&mut share, Event::Lost { said: "reset".to_owned() }, 4300);
+    share.commands();
+    begun(&mut share, 5000, Command::Renew { lease: 5 });
+    share.tick(at(9000 + 1500));
+    assert!(share.commands().contains(&Command::Close), "now it is");
 }
