@@ -38,6 +38,15 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// Longest name of a backend or a group that a backend gives, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Whether a backend may go by this name, or name a group so: letters, digits and any of `.`, `_`, `:` and `-`.
+pub fn is_name(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(letter)
+}
+
 /// One service for as long as it has sessions: the same in every snapshot, and given to another service
 /// only long after this one has gone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

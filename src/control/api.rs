@@ -18,6 +18,8 @@ use serde_json::Value;
 use fields::{Fields, quoted, unknown};
 
 use super::frame::{Framer, MESSAGE_BYTES_MAX, NO_OBJECT, Piece};
+/// Longest name or identity, in bytes.
+pub use crate::cluster::backend::NAME_BYTES_MAX;
 use crate::cluster::registry::{DrainedBy, Lasts};
 use crate::cluster::{AskedCheck, Protocol, Service};
 pub use lists::{Listed, ServiceLine};
@@ -25,8 +27,6 @@ pub use outbox::Outbox;
 
 /// Bytes queued for a peer that does not read; beyond this the connection is closed.
 pub const OUTBOX_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
-/// Longest name or identity, in bytes.
-pub const NAME_BYTES_MAX: usize = 64;
 /// The longest drain a backend can request: a day.
 pub const DRAIN_MS_MAX: u64 = 86_400_000;
 /// Most backends in one answer to `list`, fewer beside a warning: an entry takes up to this many bytes, and a

@@ -48,13 +48,26 @@ pub fn is_of_this_host(address: SocketAddr) -> bool {
 }
 
 fn is_on_interface(host: IpAddr) -> bool {
-    let Ok(all) = nix::ifaddrs::getifaddrs() else { return false };
+    addresses().any(|ours| ours == host)
+}
+
+/// The addresses of this host's interfaces, canonical.
+pub fn addresses() -> impl Iterator<Item = IpAddr> {
     let plain = |address: SockaddrStorage| {
         let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
         let v6 = address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip()).to_canonical());
         v4.or(v6)
     };
-    all.filter_map(|it| it.address).filter_map(plain).any(|ours| ours == host)
+    let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    all.filter_map(|it| it.address).filter_map(plain)
+}
+
+/// Whether an address means something on one link only, and which one it does not say.
+pub(super) fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
 }
 
 /// Connecting a datagram socket sends nothing, and reveals the source address packets would have. On a

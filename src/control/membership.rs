@@ -3,17 +3,17 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
-use nix::sys::socket::SockaddrStorage;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use super::TICK;
 use super::etcd::{self, Access, Store};
 use super::hub::Hub;
 use super::hub::sharing::Sharing;
+use super::status::Doors;
+use super::{TICK, home};
 use crate::base::time::Now;
 use crate::cluster::share::Membership;
 use crate::cluster::share::event::Event;
@@ -82,31 +82,21 @@ fn control(door: Option<SocketAddr>) -> Vec<String> {
     if !door.ip().is_unspecified() {
         return vec![door.to_string()];
     }
-    let plain = |address: SockaddrStorage| {
-        let v4 = address.as_sockaddr_in().map(|it| SocketAddr::from((it.ip(), door.port())));
-        let v6 = address.as_sockaddr_in6().map(|it| SocketAddr::from((it.ip(), door.port())));
-        v4.or(v6.filter(|it| door.is_ipv6() && !is_link_local(it)))
-    };
-    let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    let all = all.filter_map(|it| it.address).filter_map(plain);
-    let reachable = all.filter(|it| !it.ip().is_loopback());
-    reachable.take(CONTROL_MAX).map(|it| it.to_string()).collect()
+    let is_far = |ip: &IpAddr| !ip.is_loopback() && !home::is_link_local(*ip);
+    let all = home::addresses().filter(|ip| ip.is_ipv4() || door.is_ipv6()).filter(is_far);
+    all.take(CONTROL_MAX).map(|ip| SocketAddr::new(ip, door.port()).to_string()).collect()
 }
 
-fn is_link_local(address: &SocketAddr) -> bool {
-    matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local())
-}
-
-/// Joins the cluster of these settings, if there is one. Nothing waits for its store.
+/// Joins the cluster of these settings, if there is one, with the doors that were bound. Nothing waits for its store.
 ///
 /// # Errors
 /// One sentence with the cure.
-pub fn join(hub: &RefCell<Hub>, config: &Config) -> Result<Option<Joined>, String> {
+pub fn join(hub: &RefCell<Hub>, config: &Config, bound: Doors) -> Result<Option<Joined>, String> {
     let Some(membership) = of(config)? else { return Ok(None) };
     let access = Access::read(&config.cluster)?;
     let prefix = Prefix::new(&membership.cluster);
     let now = Now::read();
-    let sharing = Sharing::new(membership, control(config.listen.control), now);
+    let sharing = Sharing::new(membership, control(bound.control), now).behind(bound);
     hub.borrow_mut().join_cluster(sharing, now);
     Ok(Some(Store::new(access, prefix.as_str())))
 }
@@ -133,6 +123,46 @@ pub async fn share(hub: Rc<RefCell<Hub>>, mut store: Store, mut heard: Heard) {
         let commands = hub.borrow_mut().sharing.as_mut().map(|it| it.commands());
         for command in commands.unwrap_or_default() {
             store.carry_out(command);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::base::publish::Publisher;
+    use crate::cluster::Snapshot;
+    use crate::config::file;
+    use crate::control::workers::Workers;
+
+    #[test]
+    fn others_are_told_of_the_door_that_was_bound() {
+        let text = "[listen]\ncontrol = \"127.0.0.1:0\"\n[cluster]\nname = \"c\"\nnode = \"a\"\n\
+                    endpoints = [\"http://127.0.0.1:1\"]\n";
+        let config = file::read("lb.toml", text).unwrap();
+        let (workers, snapshots) = (Workers::new(vec![]), Publisher::new(Snapshot::default()));
+        let hub = Hub::new(Arc::new(config.clone()), workers, snapshots, Now::read());
+        let hub = RefCell::new(hub);
+        let bound = Doors { control: Some(([127, 0, 0, 1], 4000).into()), ..Doors::default() };
+        join(&hub, &config, bound).unwrap();
+        let mut hub = hub.into_inner();
+        hub.tick_cluster(Now::read());
+        let reported = hub.sharing.as_ref().and_then(|it| it.share.reported());
+        assert_eq!(reported.unwrap().control, ["127.0.0.1:4000"]);
+    }
+
+    #[test]
+    fn a_door_on_all_addresses_is_told_of_at_each_that_others_can_reach() {
+        for (door, takes_v6) in [("0.0.0.0:7", false), ("[::]:7", true)] {
+            let told = control(door.parse().ok());
+            assert!(told.len() <= CONTROL_MAX);
+            for address in told.iter().map(|it| it.parse::<SocketAddr>().unwrap()) {
+                let ip = address.ip();
+                assert!(home::is_of_this_host(address) && !ip.is_loopback(), "{address}");
+                assert!(address.port() == 7 && (ip.is_ipv4() || takes_v6), "{address}");
+            }
         }
     }
 }

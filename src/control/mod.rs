@@ -266,7 +266,7 @@ impl Core {
             entrance,
             via: via.clone(),
             doors: RefCell::default(),
-            store: RefCell::new(membership::join(hub, config).map_err(io::Error::other)?),
+            store: RefCell::new(membership::join(hub, config, bound).map_err(io::Error::other)?),
         })
     }
 

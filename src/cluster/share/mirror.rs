@@ -288,10 +288,12 @@ impl Mirror {
         live.map(|(node, _)| node.clone()).collect()
     }
 
-    /// Every drain that another balancer runs.
-    pub fn partings(&self) -> impl Iterator<Item = (&NodeId, u64)> {
-        self.claims.values().flatten().filter_map(|(node, claim)| match claim.offer.state {
-            State::Draining(parting) => Some((node, parting.number)),
+    /// Every drain that another balancer runs: whose it is, of what, and its number.
+    pub fn partings(&self) -> impl Iterator<Item = (&NodeId, &Place, u64)> {
+        let all = self.claims.iter();
+        let all = all.flat_map(|(place, claims)| claims.iter().map(move |it| (place, it)));
+        all.filter_map(|(place, (node, claim))| match claim.offer.state {
+            State::Draining(parting) => Some((node, place, parting.number)),
             _ => None,
         })
     }

@@ -23,7 +23,7 @@ mod own;
 pub mod seal;
 pub mod value;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +59,22 @@ pub struct Membership {
     pub lease: Duration,
     /// How long a backend goes on whose balancer is not heard of.
     pub orphan: Duration,
+}
+
+#[cfg(test)]
+impl Membership {
+    /// One without secrets, with the clocks of the usual settings.
+    pub(crate) fn of_test(node: &str, process: u32) -> Membership {
+        Membership {
+            cluster: "c".to_owned(),
+            me: NodeId::new(node, process),
+            seal: Seal::default(),
+            host: "here".into(),
+            endpoints: 3,
+            lease: Duration::from_secs(10),
+            orphan: Duration::from_secs(15),
+        }
+    }
 }
 
 /// What the registry was told of a place last.
@@ -334,9 +350,9 @@ impl Share {
         self.shown.iter().map(|(place, (owner, offer))| (place, owner, offer))
     }
 
-    /// Every drain that another balancer runs, as it is reported on: `<node>~<hex8>#<number>`.
-    pub fn partings(&self) -> BTreeSet<String> {
-        self.mirror.partings().map(|(node, number)| parting(node, number)).collect()
+    /// Every drain that another balancer runs, as it is reported on (`<node>~<hex8>#<number>`), and of what.
+    pub fn partings(&self) -> impl Iterator<Item = (String, &Place)> {
+        self.mirror.partings().map(|(node, place, number)| (parting(node, number), place))
     }
 
     /// How a drain of ours goes elsewhere: the sessions left, those that were ended, and how many balancers have said

@@ -17,16 +17,7 @@ fn place(port: u16) -> Place {
 }
 
 fn member(node: &str, process: u32) -> Share {
-    let membership = Membership {
-        cluster: "c".to_owned(),
-        me: NodeId::new(node, process),
-        seal: Seal::default(),
-        host: "here".into(),
-        endpoints: 3,
-        lease: Duration::from_secs(10),
-        orphan: Duration::from_secs(15),
-    };
-    Share::new(membership, at(0))
+    Share::new(Membership::of_test(node, process), at(0))
 }
 
 fn report(share: &mut Share, ms: u64) {
@@ -209,7 +200,7 @@ fn an_operators_drain_holds_whatever_is_newer_and_an_owners_does_not() {
         };
         assert_eq!(offer.drains().is_some(), drains, "{by:?}");
         assert_eq!(*owner, if drains { one } else { two });
-        let known = share.partings().len();
+        let known = share.partings().count();
         assert_eq!(known, 1);
     }
 }

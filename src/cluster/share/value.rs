@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::backend::{AskedCheck, ServiceId, WEIGHT_MAX};
+use crate::cluster::backend::{AskedCheck, ServiceId, WEIGHT_MAX, is_name};
 use crate::cluster::registry::{DrainedBy, Lasts, Registered, Registration};
 use crate::cluster::source::Source;
 use crate::tls::backends::BackendTls;
@@ -20,7 +20,7 @@ const VERSION: u32 = 1;
 pub const BACK_BYTES_MAX: usize = 1024;
 /// Longest value about a balancer.
 pub const NODE_BYTES_MAX: usize = 64 << 10;
-/// Longest name, group or path within a value about a backend.
+/// Longest host, of a certificate or of an address, within a value about a backend.
 const TEXT_BYTES_MAX: usize = 256;
 
 /// Whether a backend is to be given sessions.
@@ -239,8 +239,11 @@ pub fn read_back(value: &str) -> Option<Numbered<Offer>> {
     let back: Back = serde_json::from_str(value).ok()?;
     let is_short =
         |text: &Option<String>| text.as_ref().is_none_or(|it| it.len() <= TEXT_BYTES_MAX);
+    // As on the control port: they come into the log and onto terminals.
+    let is_word = |text: &Option<String>| text.as_ref().is_none_or(|it| is_name(it));
     let fits = (1..=WEIGHT_MAX).contains(&back.weight)
-        && [&back.name, &back.group, &back.tls_name, &back.host].into_iter().all(is_short);
+        && [&back.name, &back.group].into_iter().all(is_word)
+        && [&back.tls_name, &back.host].into_iter().all(is_short);
     let check = back.check.map(|check| check.parse()).transpose().ok()?;
     let state = match back.state.as_str() {
         "serving" => State::Serving,
@@ -448,6 +451,9 @@ mod tests {
             r#"{"v":1,"n":1,"state":"serving","weight":0}"#,
             r#"{"v":1,"n":1,"state":"serving","weight":257}"#,
             r#"{"v":1,"n":1,"state":"serving","check":"ftp"}"#,
+            r#"{"v":1,"n":1,"state":"serving","name":"\u001b[2J"}"#,
+            r#"{"v":1,"n":1,"state":"serving","name":""}"#,
+            r#"{"v":1,"n":1,"state":"serving","group":"blue\ngreen"}"#,
             &long,
             &longer,
         ] {

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{BadMessage, DRAIN_MS_MAX, Joining, NAME_BYTES_MAX, QUOTED_CHARS_MAX, Request, Target};
 use crate::base::likeness;
+use crate::cluster::backend::is_name;
 use crate::cluster::registry::Lasts;
 use crate::cluster::{AskedCheck, Protocol, WEIGHT_MAX};
 use crate::tls::backends;
@@ -119,9 +120,7 @@ impl Fields {
 
     pub fn name(&self, field: &str) -> Result<Option<Arc<str>>, String> {
         let Some(text) = self.text(field)? else { return Ok(None) };
-        let fits = (1..=NAME_BYTES_MAX).contains(&text.len())
-            && text.bytes().all(|it| it.is_ascii_alphanumeric() || b"._:-".contains(&it));
-        if !fits {
+        if !is_name(text) {
             return Err(format!(
                 "{field} must be 1 to {NAME_BYTES_MAX} letters, digits or any of . _ : -"
             ));

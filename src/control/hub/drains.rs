@@ -148,7 +148,7 @@ impl Hub {
     /// Returns whether the workers must be woken.
     fn advance_drain(&mut self, id: BackendId, now: Now) -> bool {
         let (more, more_cut, silent) = self.elsewhere(id);
-        let left = self.sessions_on(id) + more;
+        let left = self.sessions_on(id).saturating_add(more);
         let draining = self.draining.get_mut(&id).expect("nothing but its own step ends a drain");
         let knows = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
         let settled = knows && silent == 0;
@@ -162,7 +162,7 @@ impl Hub {
                 return true;
             }
             DrainStep::Empty => {
-                let cut = draining.drain.cut + more_cut;
+                let cut = draining.drain.cut.saturating_add(more_cut);
                 self.tell_backend(id, Event::Drained { cut });
                 self.log_drained(id, cut);
             }
@@ -179,7 +179,7 @@ impl Hub {
     fn end_drain(&mut self, id: BackendId, now: Now) {
         // Not taken out here: what is left of it is ended at the deadline that its departure reads.
         let (_, more_cut, _) = self.elsewhere(id);
-        let cut = self.draining.get(&id).map_or(0, |it| it.drain.cut) + more_cut;
+        let cut = self.draining.get(&id).map_or(0, |it| it.drain.cut).saturating_add(more_cut);
         let applied = self.make(Change::Leave { backend: id }, now);
         for entry in &applied.left {
             self.tell(entry, Event::Drained { cut });

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +14,11 @@ use tracing::{info, warn};
 
 use super::Hub;
 use crate::base::time::Now;
-use crate::cluster::hash_key::HashKey;
 use crate::cluster::registry::{Applied, Change, Registered};
 use crate::cluster::share::event::{self, Command, Event, Gone};
 use crate::cluster::share::key::{NodeId, Place};
 use crate::cluster::share::value::{NodeReport, Offer, Parting, State, Verb};
-use crate::cluster::share::{Membership, Phase, Share, parting};
+use crate::cluster::share::{Membership, Phase, Share};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, Standing};
 use crate::control::drain::Stop;
@@ -43,6 +42,7 @@ pub struct Sharing {
     pub cluster: String,
     host: Arc<str>,
     control: Vec<String>,
+    doors: status::Doors,
     /// Drains that run here for all, with their numbers,
     ours: BTreeMap<BackendId, u64>,
     numbers: u64,
@@ -69,6 +69,7 @@ impl Sharing {
             host: Arc::clone(&membership.host),
             share: Share::new(membership, now),
             control,
+            doors: status::Doors::default(),
             ours: BTreeMap::new(),
             numbers: 0,
             theirs: BTreeMap::new(),
@@ -82,6 +83,11 @@ impl Sharing {
         }
     }
 
+    /// The same, of a balancer whose doors are bound there.
+    pub fn behind(self, doors: status::Doors) -> Sharing {
+        Sharing { doors, ..self }
+    }
+
     /// Notified when there may be something to do at the store.
     pub fn wanted(&self) -> Rc<Notify> {
         Rc::clone(&self.wanted)
@@ -93,9 +99,13 @@ impl Sharing {
     }
 
     /// How a drain that runs here for all goes elsewhere: the sessions left, those that were ended, and how many
-    /// balancers have yet to say anything.
+    /// balancers have yet to say anything. Whom the store has forgotten may be there all the same, until its time is
+    /// over.
     pub(super) fn elsewhere(&self, id: BackendId) -> (u64, u64, usize) {
-        self.ours.get(&id).map_or((0, 0, 0), |number| self.share.drained(*number))
+        let Some(number) = self.ours.get(&id) else { return (0, 0, 0) };
+        let (left, cut, silent) = self.share.drained(*number);
+        let forgotten = self.share.peers().filter(|(_, peer)| !peer.is_stored).count();
+        (left, cut, silent + forgotten)
     }
 
     /// Backends of others that are not served here, and why.
@@ -104,21 +114,13 @@ impl Sharing {
     }
 
     fn say(&mut self, place: &Place, offer: Offer, now: Now) {
-        if is_link_local(place.address.ip()) {
+        if home::is_link_local(place.address.ip()) {
             return;
         }
         // Loopback means this host to those who are on it.
         let host = place.address.ip().is_loopback().then(|| Arc::clone(&self.host));
         self.share.say(place, Offer { host, ..offer }, now);
         self.wanted.notify_one();
-    }
-}
-
-/// Whether an address means something on one link only, and which one it does not say.
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
     }
 }
 
@@ -138,17 +140,18 @@ impl Hub {
         let Some(sharing) = &mut self.sharing else { return };
         for (id, place) in gone {
             sharing.ours.remove(&id);
+            // One that goes on elsewhere may drain there.
+            sharing.theirs.remove(&id);
             if is_said {
                 sharing.say(&place, Offer::plain().with(state), now);
             }
         }
-        for entry in &applied.left {
-            sharing.theirs.remove(&entry.backend.id);
-        }
         let drains = match change {
             Change::Drain { .. } | Change::DrainBackend { .. } => true,
-            Change::Register(_) | Change::Weigh { .. } => false,
-            Change::Undrain { .. } | Change::UndrainBackend { .. } => false,
+            Change::Register(_)
+            | Change::Weigh { .. }
+            | Change::Undrain { .. }
+            | Change::UndrainBackend { .. } => false,
             _ => return,
         };
         if let Some(id) = applied.backend {
@@ -178,22 +181,20 @@ impl Hub {
     /// Where the other balancers of the cluster take registrations.
     pub fn cluster_nodes(&self) -> Vec<String> {
         let Some(sharing) = &self.sharing else { return Vec::new() };
-        let is_here = |address: &str| {
-            address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
-        };
         let peers = sharing.share.peers().map(|(_, peer)| peer);
         let peers = peers.filter(|peer| peer.is_stored && peer.report.state == "serving");
         // What loopback is for another host is nothing to a backend of this one.
         let reached = peers.flat_map(|peer| {
             let is_far = peer.report.host != *sharing.host;
-            peer.report.control.iter().filter(move |it| !(is_far && is_here(it)))
+            let control = peer.report.control.iter().filter_map(|it| it.parse::<SocketAddr>().ok());
+            control.filter(move |it| !(is_far && it.ip().is_loopback()))
         });
-        reached.take(NODES_TOLD_MAX).cloned().collect()
+        reached.take(NODES_TOLD_MAX).map(|it| it.to_string()).collect()
     }
 
     fn say_in_cluster(&mut self, id: BackendId, begins_drain: bool, now: Now) {
         let Some(entry) = self.registry.get(id) else { return };
-        if !matches!(entry.source, Source::Connection(_)) {
+        if entry.source.connection().is_none() {
             return;
         }
         let (place, by) = (self.place(entry), entry.drained_here());
@@ -222,6 +223,13 @@ impl Hub {
         let service = self.registry.service(entry.backend.service);
         let (service, protocol) = (Arc::clone(&service.name), service.kind);
         Place { service, protocol, address: entry.backend.address }
+    }
+
+    /// Who is registered at a place.
+    fn at(&self, place: &Place) -> Option<&Registered> {
+        let service = self.registry.named(&place.service);
+        let service = service.filter(|it| it.kind == place.protocol)?;
+        self.registry.find(service.id, place.address)
     }
 
     /// The store has said something.
@@ -262,12 +270,13 @@ impl Hub {
     /// Takes over what could not be before.
     fn compare_cluster(&mut self, now: Now) {
         let Some(sharing) = &self.sharing else { return };
-        let is_known = |place: &Place| {
-            let service = self.registry.named(&place.service);
-            let entry = service.and_then(|it| self.registry.find(it.id, place.address));
-            entry.is_some_and(|entry| entry.is_claimed)
+        let is_known = |place: &Place, offer: &Offer| {
+            let entry = self.at(place).filter(|it| it.is_claimed);
+            let drains = matches!(offer.state, State::Draining(_));
+            entry.is_some_and(|it| !drains || sharing.theirs.contains_key(&it.backend.id))
+                && !sharing.left_out.contains_key(place)
         };
-        let missing = sharing.share.claims().filter(|(place, ..)| !is_known(place));
+        let missing = sharing.share.claims().filter(|(place, _, offer)| !is_known(place, offer));
         let missing: Vec<(Place, NodeId, Offer)> = missing
             .map(|(place, owner, offer)| (place.clone(), owner.clone(), offer.clone()))
             .collect();
@@ -317,17 +326,15 @@ impl Hub {
     }
 
     fn leads_here(&self, place: &Place) -> bool {
-        let listen = &self.config.listen;
-        let doors = status::Doors {
-            tcp: listen.tcp,
-            udp: listen.udp,
-            api: listen.api,
-            api_tls: listen.api_tls,
-            control: listen.control,
-            admin: listen.admin,
-        };
+        let Some(sharing) = &self.sharing else { return false };
         let named = services::named_doors(&self.config, place.protocol);
-        home::is_own_door(&doors, named, place.protocol, place.address, home::is_of_this_host)
+        home::is_own_door(
+            &sharing.doors,
+            named,
+            place.protocol,
+            place.address,
+            home::is_of_this_host,
+        )
     }
 
     fn follow_their_drain(&mut self, id: BackendId, offer: &Offer, owner: NodeId, now: Now) {
@@ -352,17 +359,15 @@ impl Hub {
     fn give_up(&mut self, place: &Place, why: Gone, now: Now) {
         let Some(sharing) = &mut self.sharing else { return };
         sharing.left_out.remove(place);
-        let Some(service) = self.registry.named(&place.service).map(|it| it.id) else { return };
+        let Some(backend) = self.at(place).map(|entry| &entry.backend) else { return };
+        let (id, service) = (backend.id, backend.service);
         let (is_lost, why) = match why {
             Gone::Left => (false, Source::Cluster.why_left()),
             Gone::Lost => (true, "lost at another balancer"),
             Gone::Orphaned => (true, "its balancer is gone"),
         };
-        let known = self.registry.find(service, place.address).map(|entry| entry.backend.id);
-        if let Some(id) = known
-            && sharing.theirs.remove(&id).is_some()
-            && !sharing.ours.contains_key(&id)
-        {
+        let Some(sharing) = &mut self.sharing else { return };
+        if sharing.theirs.remove(&id).is_some() && !sharing.ours.contains_key(&id) {
             self.draining.remove(&id);
         }
         self.make(Change::Unclaim { service, address: place.address, is_lost, why }, now);
@@ -370,9 +375,7 @@ impl Hub {
 
     /// An operator has asked another balancer, and that asks us, where the backend is registered.
     fn asked(&mut self, place: &Place, verb: &Verb, from: &str, now: Now) {
-        let service = self.registry.named(&place.service).map(|it| it.id);
-        let entry = service.and_then(|service| self.registry.find(service, place.address));
-        let here = entry.filter(|entry| matches!(entry.source, Source::Connection(_)));
+        let here = self.at(place).filter(|entry| entry.source.connection().is_some());
         let Some(backend) = here.map(|entry| entry.backend.id) else { return };
         let change = match *verb {
             Verb::Drain(lasts) => Change::DrainBackend { backend, lasts },
@@ -438,23 +441,22 @@ impl Hub {
         })
     }
 
-    /// How the drains go here that others run. Of one that a worker may yet give a session, nothing is said.
+    /// How the drains go here that others run. Of one that a worker may yet give a session, nothing is said; one that
+    /// does not hold here, as the backend has come back elsewhere since, has no sessions here to wait for.
     fn drain_reports(&self, sharing: &Sharing) -> BTreeMap<String, (u64, u64)> {
-        let theirs: BTreeMap<String, BackendId> = sharing
-            .theirs
-            .iter()
-            .map(|(id, (owner, number))| (parting(owner, *number), *id))
-            .collect();
-        let report = |name: String| {
-            let Some(id) = theirs.get(&name) else { return Some((name, (0, 0))) };
-            let draining = self.draining.get(id)?;
+        let report = |(name, place): (String, &Place)| {
+            let drains = self.at(place).filter(|entry| entry.drained_by().is_some());
+            let Some(entry) = drains else { return Some((name, (0, 0))) };
+            let id = entry.backend.id;
+            let draining = self.draining.get(&id)?;
             let is_settled = draining.mark.as_ref().is_some_and(|it| self.workers.have_passed(it));
-            is_settled.then(|| (name, (self.sessions_on(*id), draining.drain.cut)))
+            is_settled.then(|| (name, (self.sessions_on(id), draining.drain.cut)))
         };
-        sharing.share.partings().into_iter().filter_map(report).collect()
+        sharing.share.partings().filter_map(report).collect()
     }
 
-    /// Of each service with backends, a sum over those that are given users: what its table follows from.
+    /// Of each service with backends, a sum over those that are given users, with the key by which users are hashed:
+    /// what its table follows from.
     fn sums(&self) -> BTreeMap<String, String> {
         let services = self.snapshot.services.iter();
         let with_backends = services.filter(|service| !service.pool.backends.is_empty());
@@ -468,7 +470,7 @@ impl Hub {
             for (address, weight) in all {
                 let _ = write!(text, "{address}*{weight} ");
             }
-            (service.name.to_string(), format!("{:016x}", HashKey::default().name(&text)))
+            (service.name.to_string(), format!("{:016x}", self.snapshot.key.name(&text)))
         };
         with_backends.map(sum).collect()
     }
@@ -493,28 +495,4 @@ impl Hub {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::tests::hub;
-    use super::*;
-    use crate::cluster::share::seal::Seal;
-    use crate::config::Config;
-
-    #[test]
-    fn a_start_waits_for_the_registry_but_not_for_long() {
-        let (mut hub, _worker) = hub(Config::default());
-        let at = |ms: u64| hub.started.plus(Duration::from_millis(ms));
-        let [early, late] = [at(1_999), at(2_000)];
-        assert!(!hub.awaits_cluster(early), "it is in no cluster");
-        let membership = Membership {
-            cluster: "c".to_owned(),
-            me: NodeId::new("a", 2),
-            seal: Seal::default(),
-            host: "here".into(),
-            endpoints: 1,
-            lease: Duration::from_secs(10),
-            orphan: Duration::from_secs(15),
-        };
-        hub.sharing = Some(Box::new(Sharing::new(membership, Vec::new(), early)));
-        assert!(hub.awaits_cluster(early) && !hub.awaits_cluster(late));
-    }
-}
+mod tests;
