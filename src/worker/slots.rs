@@ -35,13 +35,33 @@ impl<T> Slots<T> {
     }
 
     pub fn put(&mut self, value: T) -> Key {
+        let key = self.reserve();
+        self.fill(key, value);
+        key
+    }
+
+    /// A place that is in use from now on, and has nothing in it until it is [filled](Slots::fill).
+    pub fn reserve(&mut self) -> Key {
         let place = self.free.pop().unwrap_or_else(|| {
             self.slots.push((0, None));
             (self.slots.len() - 1) as u32
         });
-        let (generation, slot) = &mut self.slots[place as usize];
+        Key { place, generation: self.slots[place as usize].0 }
+    }
+
+    /// Fills a place that was reserved.
+    pub fn fill(&mut self, key: Key, value: T) {
+        let (generation, slot) = &mut self.slots[key.place as usize];
+        debug_assert!(*generation == key.generation && slot.is_none(), "it was reserved");
         *slot = Some(value);
-        Key { place, generation: *generation }
+    }
+
+    /// Frees a place that was reserved and not filled.
+    pub fn release(&mut self, key: Key) {
+        let (generation, slot) = &mut self.slots[key.place as usize];
+        debug_assert!(*generation == key.generation && slot.is_none(), "it was reserved");
+        *generation = (*generation + 1) & GENERATION_MASK;
+        self.free.push(key.place);
     }
 
     pub fn get(&mut self, key: Key) -> Option<&mut T> {
@@ -65,8 +85,7 @@ impl<T> Slots<T> {
             return None;
         }
         let value = slot.take()?;
-        *generation = (*generation + 1) & GENERATION_MASK;
-        self.free.push(key.place);
+        self.release(key);
         Some(value)
     }
 
@@ -86,9 +105,16 @@ impl<T> Slots<T> {
 
     /// Everything in use, with its place.
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
-        self.slots.iter().enumerate().filter_map(|(place, (generation, slot))| {
-            let key = Key { place: place as u32, generation: *generation };
-            slot.as_ref().map(|value| (key, value))
-        })
+        self.iter_from(0)
+    }
+
+    /// The same, from this place on.
+    pub fn iter_from(&self, place: u32) -> impl Iterator<Item = (Key, &T)> {
+        self.slots.iter().enumerate().skip(place as usize).filter_map(
+            |(place, (generation, slot))| {
+                let key = Key { place: place as u32, generation: *generation };
+                slot.as_ref().map(|value| (key, value))
+            },
+        )
     }
 }
