@@ -10,18 +10,23 @@ mod udp;
 #[path = "common/wait.rs"]
 mod wait;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use lb::cluster::BackendId;
+use lb::estate::tcp::SessionRecord;
+use lb::estate::{Estate, Parcel};
+use lb::session::EndReason;
 use lb::session::shards::SessionView;
 use lb::worker::brake::Request;
-use lb::worker::link::Report;
+use lb::worker::link::{Order, Report};
 use planes::{Plane, config, delivered};
 use random::{Random, pattern};
+use socket2::SockRef;
 use wait::{PATIENCE, wait_for};
 
 const HANDOVERS: usize = 10;
@@ -143,6 +148,7 @@ fn identity(view: SessionView) -> SessionView {
 pub fn hand_over(mut old: Plane, start: impl Fn() -> Plane, meanwhile: impl FnOnce()) -> Plane {
     let new = start();
     new.request(Request::Freeze);
+    old.send_ahead(&new);
     let estate = delivered(old.describe());
     let before = old.views();
     assert_eq!(new.inherit(estate), None);
@@ -205,6 +211,103 @@ fn users_do_not_notice_that_another_worker_goes_on_with_their_sessions() {
     all.into_iter().for_each(|one| one.join().unwrap());
     drop(idle);
     wait_for("everybody to have gone", || (plane.sessions() == 0).then_some(()));
+    plane.stop();
+}
+
+#[test]
+fn what_happens_once_sockets_have_gone_ahead_happens_to_their_sessions() {
+    let backend = backend();
+    let start = || Plane::start(&config(), &[backend], &[]);
+    let old = start();
+    let mut stays: Vec<_> = (0..300).map(|_| user(&old, ECHO)).collect();
+    stays.iter_mut().for_each(ask);
+    let [mut ends, resets] = [(); 2].map(|()| {
+        let mut user = user(&old, ECHO);
+        ask(&mut user);
+        user
+    });
+    let new = start();
+    new.request(Request::Freeze);
+    assert_eq!(old.send_ahead(&new), 302);
+    // They go on, and some of them to their ends.
+    stays.iter_mut().step_by(7).for_each(ask);
+    ends.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(ends.read(&mut [0]).unwrap(), 0, "its end is told while there are duplicates");
+    SockRef::from(&resets).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(resets);
+    wait_for("both to have ended", || (old.sessions() == 300).then_some(()));
+    // Others take their places, and one is spliced by now.
+    let mut late: Vec<_> = (0..3).map(|_| user(&old, ECHO)).collect();
+    late.iter_mut().for_each(ask);
+    let mut long = stays.pop().unwrap();
+    let text = pattern(3, 1 << 20);
+    let echoed = |user: &mut TcpStream| {
+        let mut back = vec![0; text.len()];
+        thread::scope(|scope| {
+            let mut to = user.try_clone().unwrap();
+            scope.spawn(|| user.read_exact(&mut back).unwrap());
+            to.write_all(&text).unwrap();
+        });
+        assert!(back == text);
+    };
+    echoed(&mut long);
+    let estate = delivered(old.describe());
+    assert!(estate.tcp.sockets.len() <= 2 * 3 + 4, "the others have come");
+    assert_eq!(new.inherit(estate), None);
+    new.request(Request::Thaw);
+    old.request(Request::Leave);
+    old.stop();
+    assert_eq!(new.sessions(), 303);
+    echoed(&mut long);
+    stays.iter_mut().chain(&mut late).for_each(ask);
+    drop((stays, late, long));
+    wait_for("everybody to have gone", || (new.sessions() == 0).then_some(()));
+    new.stop();
+}
+
+#[test]
+fn sockets_that_went_ahead_in_vain_do_no_harm() {
+    let backend = backend();
+    let start = || Plane::start(&config(), &[backend], &[]);
+    let mut plane = start();
+    let mut users: Vec<_> = (0..3).map(|_| user(&plane, ECHO)).collect();
+    for spoils in [false, true] {
+        users.iter_mut().for_each(ask);
+        let new = start();
+        new.request(Request::Freeze);
+        assert_eq!(plane.send_ahead(&new), 3);
+        // Of the last one the receives stay armed.
+        users[..2].iter_mut().for_each(ask);
+        let mut estate = delivered(plane.describe());
+        // One is described twice, or nobody is.
+        let records: Vec<SessionRecord> = estate.tcp.records().collect();
+        estate.tcp = Parcel::default();
+        if spoils {
+            [0, 1, 1].iter().for_each(|place| estate.tcp.push(&records[*place]));
+        }
+        let said = new.inherit(estate);
+        assert_eq!(said.is_some(), spoils, "{said:?}");
+        assert_eq!(new.sessions(), 0);
+        new.request(Request::Thaw);
+        plane.request(Request::Thaw);
+        // The other has let go of all of them, and takes no byte.
+        (0..100).for_each(|_| users.iter_mut().for_each(ask));
+        new.stop();
+    }
+    users.iter_mut().for_each(ask);
+    let new = start();
+    new.request(Request::Freeze);
+    assert_eq!(plane.send_ahead(&new), 3);
+    let order = Order::EndBackend { backend: BackendId(1), reason: EndReason::BackendLeft };
+    plane.plane.ends[0].orders.push(order).unwrap();
+    plane.plane.ends[0].wake.write(1).unwrap();
+    for mut user in users {
+        let told = user.read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(told, Err(ErrorKind::ConnectionReset), "told although there are duplicates");
+    }
+    assert_eq!(new.inherit(delivered(Estate::new(0))), None);
+    new.request(Request::Thaw);
+    new.stop();
     plane.stop();
 }
 

@@ -4,7 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -21,14 +21,19 @@ use crate::estate::api::UserRecord;
 use crate::estate::format::State;
 use crate::estate::{DoorRecord, Estate};
 use crate::handover::channel::{Fault, Packet};
-use crate::handover::predecessor::Predecessor;
+use crate::handover::predecessor::{Inheritance, Left, Predecessor};
 use crate::handover::rehearsal::pause_at;
 use crate::handover::words::Word;
 use crate::ring::sys;
 use crate::worker::brake::Request;
+use crate::worker::link::ControlEnd;
 
 /// How long the workers may take to take everything over.
 const TAKING_PATIENCE: Duration = Duration::from_secs(1);
+/// How long what comes ahead may take to come, and to be taken in.
+const AHEAD_PATIENCE: Duration = Duration::from_secs(5);
+/// How often to look whether the workers are done.
+const LOOK_EVERY: Duration = Duration::from_micros(100);
 /// Sockets at one door, at most: one for each of the most workers that there can be.
 const SOCKETS_MAX: usize = WORKERS_MAX;
 /// How often to ask whether the predecessor has said something.
@@ -48,13 +53,7 @@ pub fn take_up(
     (mut old, awaited): (Predecessor, Vec<OpenDoor>),
 ) -> Result<(Heir, Heard), String> {
     pause_at("offering");
-    let left = old.offer().map_err(|fault| match fault {
-        Fault::Gone => {
-            "the process that started this one has ended, or has changed its mind".into()
-        }
-        fault => format!("the process that started this one has left nothing: {fault}"),
-    });
-    let (State { legacy, estates }, token) = left?;
+    let (State { legacy, estates }, token) = await_everything(&mut old, &control.ends)?;
     pause_at("inherited");
     let read = Now::read();
     let (text, sockets) = legacy;
@@ -92,6 +91,56 @@ pub fn take_up(
     );
     drop(hub);
     Ok((heir, hear(old)))
+}
+
+/// Says that this process can go on from here, and waits for everything. What comes ahead is given to the workers.
+fn await_everything(old: &mut Predecessor, workers: &[ControlEnd]) -> Result<Inheritance, String> {
+    let failed = |fault| match fault {
+        Fault::Gone => {
+            "the process that started this one has ended, or has changed its mind".to_owned()
+        }
+        fault => format!("the process that started this one has left nothing: {fault}"),
+    };
+    old.offer().map_err(failed)?;
+    let until = Instant::now() + AHEAD_PATIENCE;
+    let settle = || {
+        while !workers.iter().all(|worker| worker.brake.is_done()) {
+            if Instant::now() >= until {
+                return Err("its workers have not taken in in time what came ahead".to_owned());
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        match workers.iter().find_map(|worker| worker.brake.take_refusal()) {
+            Some(why) => Err(format!("what came ahead is at fault: {why}")),
+            None => Ok(()),
+        }
+    };
+    // The last worker of which something has come.
+    let mut came = None;
+    loop {
+        match old.next_left().map_err(failed)? {
+            Left::Ahead(ahead) => {
+                settle()?;
+                let place = usize::from(ahead.worker) % workers.len().max(1);
+                let worker = workers.get(place).ok_or("there are no workers")?;
+                came = came.max(Some(ahead.worker));
+                worker.expect(ahead);
+            }
+            Left::AllAhead => {
+                settle()?;
+                old.expecting().map_err(failed)?;
+            }
+            Left::Everything((state, token)) => {
+                let workers = state.estates.iter().map(|estate| estate.worker);
+                if !workers.zip(0..).all(|(worker, place)| worker == place)
+                    || came.is_some_and(|worker| usize::from(worker) >= state.estates.len())
+                {
+                    return Err("it has other workers than it says".into());
+                }
+                return Ok((state, token));
+            }
+        }
+    }
 }
 
 /// Gives the workers what is theirs; nothing moves yet.

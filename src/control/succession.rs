@@ -19,6 +19,7 @@ use super::hub::Hub;
 use super::legacy::{Frozen, Remains};
 use crate::base::thread;
 use crate::base::time::Now;
+use crate::estate::ahead::Ahead;
 use crate::estate::format::{NEWEST, OLDEST, State};
 use crate::handover::predecessor::Predecessor;
 use crate::handover::successor::{Program, Refusal, Successor};
@@ -29,6 +30,8 @@ use crate::worker::brake::Request;
 
 /// How long the workers may take to stand still, and as long again to describe what they have.
 const STILL_PATIENCE: Duration = Duration::from_millis(500);
+/// For how long sockets are sent ahead, at most.
+const AHEAD_TIME: Duration = Duration::from_millis(500);
 /// How long the successor may take from then until it serves.
 const TAKING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long it may take to say so once it has taken the token.
@@ -230,6 +233,12 @@ fn hand_over(
         successor.end();
         return Err(at("offer")(Refusal::lasting(why)));
     }
+    if offer.expects
+        && let Err(refusal) = send_ahead(&mut successor, &core.hub.borrow())
+    {
+        successor.end();
+        return Err(at("ahead")(refusal));
+    }
     // Workers know of every change that has been acknowledged.
     core.hub.borrow_mut().publish();
     let frozen = core.freeze(Now::read());
@@ -246,6 +255,33 @@ fn hand_over(
     }
     core.hub.borrow().workers.ask(Request::Leave);
     Ok((successor, frozen.leave(Now::read())))
+}
+
+/// Sends what sessions live on while they still move: that takes most of the time. What cannot be sent now goes with
+/// everything else.
+fn send_ahead(successor: &mut Successor, hub: &Hub) -> Result<(), Refusal> {
+    let begun = Now::read();
+    let mut sent = 0;
+    for (place, worker) in (0..hub.workers.count()).zip(0u8..) {
+        let mut first = 0;
+        while Now::read().since(begun) < AHEAD_TIME {
+            let Some(sockets) = hub.workers.sockets(place, first == 0, STILL_PATIENCE) else {
+                let why = "a worker does not turn: see its line in lb status";
+                return Err(Refusal::passing(why));
+            };
+            let count = sockets.len() as u32;
+            if count == 0 {
+                break;
+            }
+            successor.send_ahead(&Ahead { worker, first, sockets })?;
+            first += count;
+        }
+        sent += first;
+    }
+    successor.await_expecting(TAKING_PATIENCE)?;
+    let took_us = Now::read().since(begun).as_micros() as u64;
+    debug!(sessions = sent, took_us, "sent ahead what sessions live on");
+    Ok(())
 }
 
 /// Whether nobody would lose a door.

@@ -6,6 +6,7 @@
 //! what an older release did: a reader that knows more than the writer finds zeros, and one that knows less
 //! does not look at the tail.
 
+pub mod ahead;
 pub mod api;
 pub mod entry;
 pub mod format;

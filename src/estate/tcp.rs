@@ -40,6 +40,9 @@ pub struct SessionRecord {
     /// How many of the bytes of a stranger are known.
     pub screened: u8,
     pub screen: [u8; SCREEN_BYTES],
+    /// One more than its number among those whose sockets have come [ahead](super::ahead); zero if they come with
+    /// this.
+    pub ahead: U32,
 }
 
 impl SessionRecord {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::channel::{Channel, Fault, Packet, Token};
 use super::words::{Hello, Offer, OwnDoor, UserDoor, Word};
+use crate::estate::ahead::{Ahead, SESSIONS_MAX};
 use crate::estate::format::{NEWEST, OLDEST, State};
 
 /// How long the old process may take to say hello, which it does at once.
@@ -38,6 +39,15 @@ pub struct Predecessor {
 /// Everything that the old process leaves, and the right to it: it is this process's once it has taken the
 /// token.
 pub type Inheritance = (State<OwnedFd>, Token);
+
+/// What the old process leaves, one after another.
+pub enum Left {
+    /// Sockets of sessions that still go on there.
+    Ahead(Ahead<OwnedFd>),
+    /// That were all of them.
+    AllAhead,
+    Everything(Inheritance),
+}
 
 /// The way back to the old process.
 #[derive(Clone, Debug)]
@@ -168,28 +178,50 @@ impl Predecessor {
         std::mem::take(&mut self.claims)
     }
 
-    /// Says that this process can go on from here, and waits for everything.
+    /// Says that this process can go on from here.
     ///
     /// # Errors
-    /// The old process has gone or changed its mind, or what it has sent is at fault.
-    pub fn offer(&mut self) -> Result<Inheritance, Fault> {
+    /// The old process has gone.
+    pub fn offer(&mut self) -> Result<(), Fault> {
         let format = self.format().map_err(Fault::Failed)?;
         let doors_gone = self.users.iter().map(|door| door.id).collect();
-        let offer = Offer { version: env!("CARGO_PKG_VERSION").into(), format, doors_gone };
+        let version = env!("CARGO_PKG_VERSION").into();
+        let offer = Offer { version, format, expects: true, doors_gone };
         let body = serde_json::to_vec(&offer).map_err(|error| Fault::Failed(error.to_string()))?;
-        self.channel.send(&Word::Offer, &body, &[], SEND_PATIENCE)?;
+        self.channel.send(&Word::Offer, &body, &[], SEND_PATIENCE)
+    }
+
+    /// Waits for what the old process leaves next.
+    ///
+    /// # Errors
+    /// It has gone or changed its mind, or what it has sent is at fault.
+    pub fn next_left(&mut self) -> Result<Left, Fault> {
         let packet: Packet<Word> = self.channel.receive(STATE_PATIENCE)?;
-        if packet.word != Word::State {
-            return Err(Fault::Garbled("another word than everything".into()));
+        match packet.word {
+            Word::Ahead { worker, first } => {
+                let mut descriptors = packet.descriptors.into_iter();
+                let mut sockets = Vec::with_capacity(SESSIONS_MAX);
+                while let Some(client) = descriptors.next() {
+                    let Some(backend) = descriptors.next().filter(|_| sockets.len() < SESSIONS_MAX)
+                    else {
+                        return Err(Fault::Garbled("descriptors of no session".into()));
+                    };
+                    sockets.push([client, backend]);
+                }
+                Ok(Left::Ahead(Ahead { worker, first, sockets }))
+            }
+            Word::AllAhead => Ok(Left::AllAhead),
+            Word::State => everything(packet).map(Left::Everything),
+            _ => Err(Fault::Garbled("another word than everything".into())),
         }
-        let mut descriptors = packet.descriptors.into_iter();
-        let Some(token) = descriptors.next() else {
-            return Err(Fault::Garbled("no token".into()));
-        };
-        let state = State::read(&packet.body, descriptors.collect());
-        let state =
-            state.map_err(|why| Fault::Garbled(format!("its state cannot be read: {why}")))?;
-        Ok((state, Token::over(token)))
+    }
+
+    /// Says that all that came ahead has been taken in.
+    ///
+    /// # Errors
+    /// The old process has gone.
+    pub fn expecting(&self) -> Result<(), Fault> {
+        self.channel.send(&Word::Expecting, &[], &[], SEND_PATIENCE)
     }
 
     /// Says that this process serves.
@@ -205,6 +237,16 @@ impl Predecessor {
     pub fn hear(&self, patience: Duration) -> Result<Packet<Word>, Fault> {
         self.channel.receive(patience)
     }
+}
+
+fn everything(packet: Packet<Word>) -> Result<Inheritance, Fault> {
+    let mut descriptors = packet.descriptors.into_iter();
+    let Some(token) = descriptors.next() else {
+        return Err(Fault::Garbled("no token".into()));
+    };
+    let state = State::read(&packet.body, descriptors.collect());
+    let state = state.map_err(|why| Fault::Garbled(format!("its state cannot be read: {why}")))?;
+    Ok((state, Token::over(token)))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::channel::{Channel, Fault, Packet, Token};
 use super::out_of_descriptors;
 use super::words::{Hello, Offer, Word};
+use crate::estate::ahead::Ahead;
 use crate::estate::format::{NEWEST, OLDEST};
 
 /// How long a successor may take from its start until it could go on: settings, rings, threads, doors.
@@ -118,6 +119,30 @@ impl Successor {
             )));
         }
         Ok(offer)
+    }
+
+    /// Sends sockets ahead of everything; this process still serves.
+    ///
+    /// # Errors
+    /// It is gone, or does not take them in time.
+    pub fn send_ahead(&mut self, ahead: &Ahead<OwnedFd>) -> Result<(), Refusal> {
+        let word = Word::Ahead { worker: ahead.worker, first: ahead.first };
+        let all: Vec<RawFd> = ahead.sockets.as_flattened().iter().map(AsRawFd::as_raw_fd).collect();
+        let sent = self.channel.send(&word, &[], &all, SEND_PATIENCE);
+        sent.map_err(|fault| self.failed(&fault))
+    }
+
+    /// No more come ahead: waits until it has taken them in.
+    ///
+    /// # Errors
+    /// What is wrong with them, or that it is gone or late.
+    pub fn await_expecting(&mut self, patience: Duration) -> Result<(), Refusal> {
+        let sent = self.channel.send(&Word::AllAhead, &[], &[], SEND_PATIENCE);
+        sent.map_err(|fault| self.failed(&fault))?;
+        match self.hear(patience)?.word {
+            Word::Expecting => Ok(()),
+            word => Err(out_of_turn(&word, "expecting the rest")),
+        }
     }
 
     /// Sends everything; this process stands still.

@@ -17,6 +17,13 @@ pub enum Word {
     Offer,
     /// From the new one, which cannot: why, as a sentence with the cure.
     No(String),
+    /// From the old one, which still serves: descriptors that come ahead, two of each session of a worker, the first
+    /// of which has this number ([`ahead`](crate::estate::ahead)).
+    Ahead { worker: u8, first: u32 },
+    /// From the old one: no more come ahead.
+    AllAhead,
+    /// From the new one, which has taken in all of them.
+    Expecting,
     /// From the old one, which stands still: everything (`estate::format`), and the token before all other
     /// descriptors.
     State,
@@ -83,6 +90,8 @@ pub struct Offer {
     pub version: String,
     /// The format of state that it wants.
     pub format: u16,
+    /// It takes in descriptors that come ahead.
+    pub expects: bool,
     /// Doors of the old process that it does not open, by their numbers.
     pub doors_gone: Vec<u16>,
 }

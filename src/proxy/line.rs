@@ -129,6 +129,15 @@ impl Line {
         Ok(Line { source, sink, pace, short: bits & LineBits::SHORT != 0, ..Line::new() })
     }
 
+    /// A receive was armed before the connection was taken up, and is cancelled if it is not wanted.
+    pub fn armed_before(&mut self, side: Side, out: &mut impl FnMut(StreamCmd)) {
+        let is_wanted = self.is_open() && !self.is_spliced();
+        self.receive = Receive::Armed;
+        if !is_wanted {
+            self.cancel_receive(side, out);
+        }
+    }
+
     /// Records the result of a receive. Its bytes are the caller's.
     pub fn received(&mut self, what: &Received, more: bool, nonempty: bool) {
         self.receive_over(matches!(what, Received::Data(_)), more, nonempty);

@@ -22,11 +22,11 @@ use nix::errno::Errno;
 
 use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
-use super::{Event, Received, Side, Splice, Spliced, StreamCmd};
+use super::{Event, Intake, Received, Side, Splice, Spliced, StreamCmd};
 use crate::estate::Parcel;
 use crate::estate::entry::CARRIED_MAX;
 use crate::estate::tcp::{FlowRecord, RelayRecord};
-use crate::ring::pool::{Buf, Chain, Pool};
+use crate::ring::pool::{Buf, Chain, Class, Pool};
 use crate::session::EndReason;
 
 /// Bytes wait that there are no blocks for.
@@ -136,6 +136,19 @@ impl Relay {
             lost: record.lost != 0,
             ..Relay::resume((client, down), (backend, up))
         })
+    }
+
+    /// How a connection is received from before anything is known of it.
+    pub fn expecting(features: Features) -> Intake {
+        match features.receive_cap {
+            true => Intake::Many { bytes_max: MANY_BYTES_MAX },
+            false => Intake::Once { class: Class::Small, wait_first: true },
+        }
+    }
+
+    /// Such a receive is still armed from this side.
+    pub fn armed_before(&mut self, side: Side, out: &mut impl FnMut(StreamCmd)) {
+        self.lines[side as usize].armed_before(side, out);
     }
 
     /// Takes the relay apart again, giving back what was never sent. What is in flight goes on.
@@ -396,6 +409,11 @@ impl Relay {
     /// Whether a side has, or may have, a pipe.
     pub fn is_spliced(&self, side: Side) -> bool {
         self.lines[side as usize].is_spliced()
+    }
+
+    /// Whether both sides may still send, and what they send next goes into blocks.
+    pub fn is_plain(&self) -> bool {
+        self.lines.iter().all(|line| line.is_open() && !line.is_spliced())
     }
 
     /// Whether a side was told that no more will come.

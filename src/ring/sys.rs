@@ -328,6 +328,16 @@ pub fn finish_writing(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
 }
 
+/// Ends a connection of which others have duplicates, as closing the last of them would: with a FIN (shutdown(2)), or
+/// with a reset, which dissolving an association is for TCP (connect(2), `AF_UNSPEC`).
+pub fn end(socket: BorrowedFd<'_>, reset: bool) {
+    // Either fails only if the peer is already gone.
+    let _ = match reset {
+        true => rustix::net::connect_unspec(socket).map_err(io::Error::from),
+        false => SockRef::from(&socket).shutdown(Shutdown::Both),
+    };
+}
+
 /// Says something to a user who has just connected, and closes. Waits for nothing: whatever has
 /// arrived by now is read first, since closing with bytes unread would send a reset, which most
 /// hosts heed before they read the words.

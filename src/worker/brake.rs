@@ -9,15 +9,19 @@
 //!      +-----------------+--- thaw: as if nothing had been -+- leave: without what has been described
 //! ```
 //!
+//! Before all that, and while the one moves, its sockets can be [announced](Request::Announce), and the other, which
+//! stands still, can [expect](Request::Expect) them.
+//!
 //! One request at a time: the next is made when the last is [done](Brake::is_done), or takes its place. A worker
 //! answers within a few turns: what is under way is taken back after 20 ms. Orders, snapshots and changes of doors
 //! wait for as long as it stands still.
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::estate::Estate;
+use crate::estate::ahead::Ahead;
 
 /// What a worker is to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +35,10 @@ pub enum Request {
     Describe,
     /// Stand still, and take over what another worker has described.
     Inherit,
+    /// Say what the next sessions live on, and move on.
+    Announce,
+    /// Stand still, and take in sockets of sessions that another worker will describe.
+    Expect,
     /// Go on without the sessions that have been described last: their sockets are closed here, of which the
     /// others have duplicates. Nobody is let in any more, as after [`Drain`](super::link::Order::Drain).
     Leave,
@@ -40,8 +48,15 @@ pub enum Request {
 const NUMBER_SHIFT: u32 = 3;
 
 impl Request {
-    pub const ALL: [Request; 5] =
-        [Request::Thaw, Request::Freeze, Request::Describe, Request::Inherit, Request::Leave];
+    pub const ALL: [Request; 7] = [
+        Request::Thaw,
+        Request::Freeze,
+        Request::Describe,
+        Request::Inherit,
+        Request::Announce,
+        Request::Expect,
+        Request::Leave,
+    ];
 
     fn of(word: u32) -> Request {
         let place = word & ((1 << NUMBER_SHIFT) - 1);
@@ -65,6 +80,10 @@ impl Asked {
 pub struct Brake {
     asked: AtomicU32,
     done: AtomicU32,
+    /// [`Request::Announce`] begins with the first session.
+    from_first: AtomicBool,
+    announced: Mutex<Vec<[OwnedFd; 2]>>,
+    expected: Mutex<Option<Ahead<OwnedFd>>>,
     left: Mutex<Option<Estate<RawFd>>>,
     given: Mutex<Option<Estate<OwnedFd>>>,
     refused: Mutex<Option<String>>,
@@ -84,6 +103,18 @@ impl Brake {
         self.ask(Request::Inherit);
     }
 
+    /// Asks for the sockets of the next sessions, or of the first.
+    pub fn ask_for_sockets(&self, of_first: bool) {
+        self.from_first.store(of_first, Ordering::Relaxed);
+        self.ask(Request::Announce);
+    }
+
+    /// Gives the worker sockets to take in.
+    pub fn expect(&self, ahead: Ahead<OwnedFd>) {
+        *self.expected.lock().expect(UNBROKEN) = Some(ahead);
+        self.ask(Request::Expect);
+    }
+
     /// Whether the last request has been carried out.
     pub fn is_done(&self) -> bool {
         self.done.load(Ordering::Acquire) == self.asked.load(Ordering::Relaxed)
@@ -92,6 +123,14 @@ impl Brake {
     /// What was described, once that is done; once. The descriptors are good until the worker thaws or leaves.
     pub fn take_estate(&self) -> Option<Estate<RawFd>> {
         if self.is_done() { self.left.lock().expect(UNBROKEN).take() } else { None }
+    }
+
+    /// What was asked for by [`Brake::ask_for_sockets`], once that is done; once.
+    pub fn take_sockets(&self) -> Vec<[OwnedFd; 2]> {
+        match self.is_done() {
+            true => std::mem::take(&mut *self.announced.lock().expect(UNBROKEN)),
+            false => Vec::new(),
+        }
     }
 
     /// Why what was given could not be taken over, if that is done and so; once.
@@ -108,6 +147,21 @@ impl Brake {
     /// The worker has carried it out.
     pub fn carried_out(&self, asked: Asked) {
         self.done.store(asked.0, Ordering::Release);
+    }
+
+    /// Whether it is the first sessions whose sockets are asked for.
+    pub fn is_from_first(&self) -> bool {
+        self.from_first.load(Ordering::Relaxed)
+    }
+
+    /// What it is asked for.
+    pub fn announce(&self, sockets: Vec<[OwnedFd; 2]>) {
+        *self.announced.lock().expect(UNBROKEN) = sockets;
+    }
+
+    /// What the worker is to take in.
+    pub fn take_expected(&self) -> Option<Ahead<OwnedFd>> {
+        self.expected.lock().expect(UNBROKEN).take()
     }
 
     /// What the worker has described.

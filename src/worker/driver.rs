@@ -9,6 +9,7 @@ use super::ends::Ends;
 use super::link::{DoorChange, Order};
 use crate::base::time::Now;
 use crate::cluster::Snapshot;
+use crate::estate::ahead::Ahead;
 use crate::estate::{Estate, Parcel};
 use crate::ring::{Done, Ring};
 
@@ -81,6 +82,20 @@ pub trait Driver {
 
     /// Whether nothing is under way any more that could move a byte or let somebody in.
     fn is_still(&mut self) -> bool;
+
+    /// Duplicates of the sockets of some sessions, [so many](crate::estate::ahead) at most, while everything moves:
+    /// of the next ones that could go on elsewhere, or of the first. None if there are no more.
+    fn announce(&mut self, _is_first: bool) -> Vec<[OwnedFd; 2]> {
+        Vec::new()
+    }
+
+    /// Takes in sockets whose sessions another worker will describe; takes them out of there. Everything is still.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    fn expect(&mut self, _ahead: &mut Ahead<OwnedFd>, _turn: &mut Turn<'_>) -> Result<(), String> {
+        Ok(())
+    }
 
     /// Describes what could go on elsewhere, and remembers what that is until [`Driver::leave`] or
     /// [`Driver::thaw`]. Everything is still.

@@ -13,6 +13,7 @@ use crate::base::publish::Subscriber;
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Barrier, DoorId, Protocol, ServiceId, Snapshot};
 use crate::estate::Estate;
+use crate::estate::ahead::Ahead;
 use crate::http::trace::ID_BYTES_MAX;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::http::{HOST_KEPT_MAX, Times};
@@ -274,6 +275,18 @@ impl ControlEnd {
     /// Makes a request of the worker, and wakes it; [`Brake::is_done`] says when it has been carried out.
     pub fn ask(&self, what: Request) {
         self.brake.ask(what);
+        let _ = self.wake.write(1);
+    }
+
+    /// Asks the worker for the sockets of its next sessions, or of the first.
+    pub fn ask_for_sockets(&self, of_first: bool) {
+        self.brake.ask_for_sockets(of_first);
+        let _ = self.wake.write(1);
+    }
+
+    /// Has the worker stand still and take in sockets of sessions that another one will describe.
+    pub fn expect(&self, ahead: Ahead<OwnedFd>) {
+        self.brake.expect(ahead);
         let _ = self.wake.write(1);
     }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 use nix::sys::eventfd::EventFd;
 
 use super::books::Books;
-use super::brake::Brake;
+use super::brake::{Brake, Request};
 use super::driver::{Driver, Turn};
 use super::ends::Ends;
 use super::family;
@@ -271,8 +271,10 @@ impl Shell {
 
     /// Looks whether there is a request. One that a worker which stops has no time for is never carried out.
     fn look_at_brake(&mut self) {
-        if self.course == Course::Serving && self.parts.brake.wish().is_some() {
-            self.course = Course::Braking;
+        match self.parts.brake.wish() {
+            Some(asked) if asked.what() == Request::Announce => self.announce(asked),
+            Some(_) if self.course == Course::Serving => self.course = Course::Braking,
+            _ => {}
         }
     }
 

@@ -66,6 +66,13 @@ impl Standstill {
         *self = Standstill::Slowing { take_back_at: now.plus(AGAIN_EVERY), leaving: Some(asked) };
     }
 
+    /// What was taken over may have been armed for nothing, which is taken back first.
+    fn carried_out(&mut self, now: Now, asked: Asked) {
+        if asked.what() == Request::Inherit {
+            *self = Standstill::Slowing { take_back_at: now.plus(AGAIN_EVERY), leaving: None };
+        }
+    }
+
     /// The next step. `is_drained`: every completion has been noted; `is_still`: nothing is under way; `wish`: what
     /// is asked for.
     fn step(
@@ -129,7 +136,10 @@ impl Shell {
                     self.leave(now);
                     standstill.leave(now, asked);
                 }
-                Step::CarryOut(asked) => self.carry_out(now, asked),
+                Step::CarryOut(asked) => {
+                    self.carry_out(now, asked);
+                    standstill.carried_out(now, asked);
+                }
                 // If there is more to reap, the next turn tries again.
                 Step::GoOn(_) if !self.ring.restock()? => {}
                 Step::GoOn(asked) => {
@@ -153,9 +163,31 @@ impl Shell {
         match asked.what() {
             Request::Describe => self.describe(now),
             Request::Inherit => self.inherit(now),
+            Request::Announce => return self.announce(asked),
+            Request::Expect => self.expect(now),
             Request::Freeze | Request::Thaw | Request::Leave => {}
         }
         self.parts.brake.carried_out(asked);
+    }
+
+    /// Says what the next sessions live on.
+    pub(super) fn announce(&mut self, asked: Asked) {
+        let is_first = self.parts.brake.is_from_first();
+        let announced = self.posts.iter_mut().map(|post| post.driver.announce(is_first));
+        let announced = announced.flatten().collect();
+        self.parts.brake.announce(announced);
+        self.parts.brake.carried_out(asked);
+    }
+
+    fn expect(&mut self, now: Now) {
+        let Some(mut ahead) = self.parts.brake.take_expected() else { return };
+        let (ring, books) = (&mut self.ring, &mut self.parts.books);
+        for post in &mut self.posts {
+            let expected = post.driver.expect(&mut ahead, &mut Turn { now, ring, books });
+            if let Err(why) = expected {
+                return self.parts.brake.refuse(why);
+            }
+        }
     }
 
     fn describe(&mut self, now: Now) {

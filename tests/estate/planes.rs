@@ -7,6 +7,7 @@ use lb::boot::DataPlane;
 use lb::cluster::{Backend, BackendId, DoorId, Protocol, ServiceId, Standing};
 use lb::config::Config;
 use lb::estate::Estate;
+use lb::estate::ahead::Ahead;
 use lb::estate::format::State;
 use lb::proxy::line::Features;
 use lb::ring::sys;
@@ -99,6 +100,25 @@ impl Plane {
         self.request(Request::Freeze);
         self.request(Request::Describe);
         self.plane.ends.iter().map(|end| end.brake.take_estate().unwrap()).collect()
+    }
+
+    /// Sends another the sockets of the sessions that could go on there, while they go on here. Returns of how many.
+    pub fn send_ahead(&self, to: &Plane) -> u32 {
+        let (from, to) = (&self.plane.ends[0], &to.plane.ends[0]);
+        let mut first = 0;
+        loop {
+            from.ask_for_sockets(first == 0);
+            wait_for("what they live on", || from.brake.is_done().then_some(()));
+            let sockets = from.brake.take_sockets();
+            let count = sockets.len() as u32;
+            if count == 0 {
+                return first;
+            }
+            to.expect(Ahead { worker: from.worker, first, sockets });
+            wait_for("the other to take it in", || to.brake.is_done().then_some(()));
+            assert_eq!(to.brake.take_refusal(), None);
+            first += count;
+        }
     }
 
     /// Takes that up; why it cannot.

@@ -38,6 +38,19 @@ impl Workers {
         true
     }
 
+    /// Duplicates of the sockets of the next sessions of a worker, or of its first; none if there are no more. `None`:
+    /// it does not say within `patience`.
+    pub fn sockets(
+        &self,
+        worker: usize,
+        of_first: bool,
+        patience: Duration,
+    ) -> Option<Vec<[OwnedFd; 2]>> {
+        let link = &self.ends.get(worker)?.link;
+        link.ask_for_sockets(of_first);
+        self.wait(patience).then(|| link.brake.take_sockets())
+    }
+
     /// Gives each worker its socket at a door that was open before they were started.
     pub fn open_inherited(&mut self, door: &OpenDoor, mut sockets: impl Iterator<Item = OwnedFd>) {
         let OpenDoor { id, service, protocol, is_tls, .. } = *door;

@@ -2,16 +2,20 @@
 //! Owns their streams and the splice steps of the long ones; decides nothing about sessions (that is
 //! `sessions`'s).
 
+mod ahead;
 mod estate;
 
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
+use ahead::{Announced, Expected};
+
 use super::sessions::{Cmd, Cx, Sessions};
 use super::splices::{Splices, Step};
 use crate::base::time::Now;
 use crate::cluster::ServiceId;
+use crate::estate::ahead::Ahead;
 use crate::estate::{Estate, Parcel};
 use crate::proxy::greeting::Caller;
 use crate::proxy::line::Features;
@@ -39,6 +43,8 @@ pub struct TcpDriver {
     commands: Vec<Cmd>,
     /// Those that have been described while the worker stands still.
     described: Vec<Key>,
+    announced: Announced,
+    expected: Expected,
 }
 
 impl TcpDriver {
@@ -49,6 +55,8 @@ impl TcpDriver {
             splices: Splices::new(),
             commands: Vec::with_capacity(COMMANDS),
             described: Vec::new(),
+            announced: Announced::default(),
+            expected: Expected::default(),
         }
     }
 }
@@ -130,6 +138,9 @@ impl Driver for TcpDriver {
 
     fn note(&mut self, done: Done, turn: &mut Turn<'_>) {
         match self.streams.note(done, turn) {
+            Completion::Happened(key, event) if self.expected.note(key, &event) => {
+                self.close_expected(turn.ring);
+            }
             Completion::Happened(key, event) => {
                 self.sessions.note(key, event, &mut turn.cx(&mut self.commands));
             }
@@ -156,7 +167,17 @@ impl Driver for TcpDriver {
 
     fn is_still(&mut self) -> bool {
         let streams = &self.streams;
-        streams.doors.is_still() && self.sessions.is_still(|key| streams.is_apart(key))
+        streams.doors.is_still()
+            && self.sessions.is_still(|key| streams.is_apart(key))
+            && self.expected.is_still()
+    }
+
+    fn announce(&mut self, is_first: bool) -> Vec<[OwnedFd; 2]> {
+        self.announce_next(is_first)
+    }
+
+    fn expect(&mut self, ahead: &mut Ahead<OwnedFd>, turn: &mut Turn<'_>) -> Result<(), String> {
+        self.expect_all(ahead, turn)
     }
 
     fn describe(&mut self, estate: &mut Estate<RawFd>, turn: &mut Turn<'_>) {
@@ -164,7 +185,7 @@ impl Driver for TcpDriver {
     }
 
     fn inherit(&mut self, estate: &mut Estate<OwnedFd>, turn: &mut Turn<'_>) -> Result<(), String> {
-        self.inherit_all(std::mem::take(&mut estate.tcp), turn)
+        self.inherit_all(estate.worker, std::mem::take(&mut estate.tcp), turn)
     }
 
     fn describe_doors(&self, doors: &mut Parcel<RawFd>) {
@@ -173,6 +194,8 @@ impl Driver for TcpDriver {
 
     fn leave(&mut self, turn: &mut Turn<'_>) {
         self.streams.doors.leave();
+        // The sockets are the successor's now.
+        self.announced.clear();
         let described = std::mem::take(&mut self.described);
         self.sessions.leave(&described, &mut turn.cx(&mut self.commands));
         self.execute(turn);
@@ -180,6 +203,7 @@ impl Driver for TcpDriver {
 
     fn thaw(&mut self, turn: &mut Turn<'_>) {
         self.described.clear();
+        self.announced.clear();
         self.thaw_streams(turn);
         self.sessions.thaw(&mut turn.cx(&mut self.commands));
         self.execute(turn);
@@ -329,6 +353,9 @@ impl TcpDriver {
     }
 
     fn close(&mut self, key: Key, reset: bool, ring: &mut Ring) {
+        if !self.announced.is_empty() {
+            self.announced.close(key, reset, &self.streams);
+        }
         for side in Side::BOTH {
             self.splices.end((key, side));
             self.streams.close((key, side), reset, ring);

@@ -41,6 +41,7 @@ use crate::worker::link::{Order, Refusal};
 use crate::worker::opening::{Opening, Unconnected};
 use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
+pub use estate::Seat;
 use parting::Parting;
 use still::Waiting;
 
@@ -450,8 +451,8 @@ impl Sessions {
     }
 
     fn place(&mut self, session: Session) -> Key {
-        let key = self.slots.put(session);
-        self.starved.make_room(Side::BOTH.len() * self.slots.places());
+        let key = self.reserve();
+        self.slots.fill(key, session);
         key
     }
 

@@ -21,11 +21,12 @@ impl TcpDriver {
         let streams = &self.streams;
         self.described = self.sessions.movable(|key| streams.is_apart(key));
         let mut names = Names::default();
-        let TcpDriver { sessions, commands, described, .. } = self;
+        let TcpDriver { sessions, commands, described, announced, .. } = self;
         let mut records = Vec::with_capacity(described.len());
         described.retain(|key| {
             let record = sessions.describe(*key, &mut names, parcel, &turn.cx(commands));
-            records.extend(record);
+            let ahead = announced.number(*key).into();
+            records.extend(record.map(|record| SessionRecord { ahead, ..record }));
             record.is_some()
         });
         for (key, mut record) in self.described.iter().copied().zip(records) {
@@ -36,10 +37,11 @@ impl TcpDriver {
 
     fn add_descriptors(&self, key: Key, record: &mut SessionRecord, parcel: &mut Parcel<RawFd>) {
         let relays = record.flags & SessionRecord::RELAYS != 0;
+        let has_come = record.ahead != 0;
         for side in Side::BOTH {
             let end = self.streams.socket((key, side));
             // What is left of an attempt to connect is of no use.
-            if let Some(socket) = end.filter(|_| relays || side == Side::Client) {
+            if let Some(socket) = end.filter(|_| !has_come && (relays || side == Side::Client)) {
                 record.sockets[side as usize] = parcel.add_socket(socket.as_raw_fd());
             }
             let flow = &mut record.relay.flows[side as usize];
@@ -50,9 +52,10 @@ impl TcpDriver {
         }
     }
 
-    /// Takes up all sessions of a parcel, or none.
+    /// Takes up all sessions of a worker's parcel, or none.
     pub(super) fn inherit_all(
         &mut self,
+        worker: u8,
         mut parcel: Parcel<OwnedFd>,
         turn: &mut Turn<'_>,
     ) -> Result<(), String> {
@@ -60,43 +63,50 @@ impl TcpDriver {
         let (mut services, mut keys) =
             (Named::new(Protocol::Tcp), Vec::with_capacity(parcel.len()));
         for record in parcel.records::<SessionRecord>() {
-            let taken = self.take_up(&record, &mut descriptors, &mut services, &parcel, turn);
-            match taken {
+            let context = (&mut services, &parcel);
+            match self.take_up((worker, &record), &mut descriptors, context, turn) {
                 Ok(key) => keys.push(key),
                 Err(why) => {
+                    self.expect_no_more(worker, turn);
                     self.sessions.leave(&keys, &mut turn.cx(&mut self.commands));
                     self.execute(turn);
                     return Err(why);
                 }
             }
         }
+        self.expect_no_more(worker, turn);
+        self.execute(turn);
         Ok(())
     }
 
     fn take_up(
         &mut self,
-        record: &SessionRecord,
+        (worker, record): (u8, &SessionRecord),
         descriptors: &mut Unclaimed<OwnedFd>,
-        services: &mut Named,
-        parcel: &Parcel<OwnedFd>,
+        (services, parcel): (&mut Named, &Parcel<OwnedFd>),
         turn: &mut Turn<'_>,
     ) -> Result<Key, String> {
+        let seat = self.expected(worker, record)?;
         let relays = record.flags & SessionRecord::RELAYS != 0;
-        if !relays && record.sockets[Side::Backend as usize] != NO_SOCKET {
-            return Err("a session that is not connected has two sockets".into());
+        let has_come = [seat.is_some(), seat.is_some() || !relays];
+        let mut sockets = [None, None];
+        for ((socket, place), has_come) in sockets.iter_mut().zip(record.sockets).zip(has_come) {
+            match has_come {
+                true if place != NO_SOCKET => {
+                    return Err("a session has more sockets than it can".into());
+                }
+                true => {}
+                false => *socket = Some(claim(descriptors, place)?),
+            }
         }
-        let [client, backend] = record.sockets;
-        let client = claim(descriptors, client)?;
-        let backend = relays.then(|| claim(descriptors, backend)).transpose()?;
         let [up, down] = &record.relay.flows;
         let pipes = [pipe(descriptors, up)?, pipe(descriptors, down)?];
         let cx = &mut turn.cx(&mut self.commands);
-        let key = self.sessions.take_up(record, services, parcel, cx)?;
-        self.streams.keep((key, Side::Client), client);
-        if let Some(backend) = backend {
-            self.streams.keep((key, Side::Backend), backend);
-        }
-        for (side, pipe) in Side::BOTH.into_iter().zip(pipes) {
+        let key = self.sessions.take_up(record, seat, (services, parcel), cx)?;
+        for ((side, socket), pipe) in Side::BOTH.into_iter().zip(sockets).zip(pipes) {
+            if let Some(socket) = socket {
+                self.streams.keep((key, side), socket);
+            }
             if let Some(pipe) = pipe {
                 self.splices.take_up((key, side), pipe);
             }

@@ -4,8 +4,10 @@
 //! What cannot go on elsewhere ends where it is: a session that is over already, and one that is *apart*, since
 //! the state of its TLS is in no record.
 
+use zerocopy::little_endian::U32;
+
 use super::still::Waiting;
-use super::{Cx, OFFERS_MAX, Phase, Session, Sessions, Tried};
+use super::{Cmd, Cx, OFFERS_MAX, Phase, Session, Sessions, Tried};
 use crate::cluster::BackendId;
 use crate::estate::entry::{moment, nanos};
 use crate::estate::tcp::{self, NO_SOCKET, SessionRecord};
@@ -20,18 +22,54 @@ use crate::worker::slots::Key;
 
 const _: () = assert!(OFFERS_MAX == tcp::OFFERS_MAX, "all offers fit a record");
 
+/// A place kept for a session, and from which sides a receive is armed already.
+#[derive(Clone, Copy, Debug)]
+pub struct Seat {
+    pub key: Key,
+    pub armed: [bool; 2],
+}
+
+impl Session {
+    /// Whether one of its sides speaks TLS, or will.
+    fn is_sealed(&self) -> bool {
+        self.entry.is_tls() || self.entry.choice().is_some_and(|choice| choice.tls)
+    }
+}
+
 impl Sessions {
     /// Those that could go on elsewhere.
     pub fn movable(&self, is_apart: impl Fn(Key) -> bool) -> Vec<Key> {
         let is_running = |session: &Session| {
-            let is_sealed = session.entry.choice().is_some_and(|choice| choice.tls);
-            matches!(session.phase, Phase::Connecting | Phase::Relaying)
-                && !session.entry.is_tls()
-                && !is_sealed
+            matches!(session.phase, Phase::Connecting | Phase::Relaying) && !session.is_sealed()
         };
         let mut keys = self.slots.keys(is_running);
         keys.retain(|key| !is_apart(*key));
         keys
+    }
+
+    /// From this place on, those whose bytes both sides send into blocks.
+    pub fn plain_from(&self, place: u32) -> impl Iterator<Item = Key> {
+        let is_plain = |session: &Session| {
+            session.phase == Phase::Relaying && !session.is_sealed() && session.relay.is_plain()
+        };
+        self.slots.iter_from(place).filter(move |(_, it)| is_plain(it)).map(|(key, _)| key)
+    }
+
+    /// What its own sessions may use.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// A place for a session that is taken up later.
+    pub fn reserve(&mut self) -> Key {
+        let key = self.slots.reserve();
+        self.starved.make_room(Side::BOTH.len() * self.slots.places());
+        key
+    }
+
+    /// There will be none.
+    pub fn release(&mut self, key: Key) {
+        self.slots.release(key);
     }
 
     /// What another could go on with; the descriptors are the driver's to add. Nothing is under way.
@@ -68,18 +106,20 @@ impl Sessions {
             flags: bits(flags),
             screened: seen.len() as u8,
             screen,
+            ahead: U32::ZERO,
         })
     }
 
-    /// Takes up what another has described. It stands still until [`Sessions::thaw`].
+    /// Takes up what another has described, at the place that was kept for it if there is one. It stands still until
+    /// [`Sessions::thaw`].
     ///
     /// # Errors
     /// What is wrong with the record, or what is lacking here; there is nothing of the session then.
     pub fn take_up<S>(
         &mut self,
         record: &SessionRecord,
-        services: &mut Named,
-        parcel: &Parcel<S>,
+        seat: Option<Seat>,
+        (services, parcel): (&mut Named, &Parcel<S>),
         cx: &mut Cx<'_>,
     ) -> Result<Key, String> {
         let has = |bit: u8| record.flags & bit != 0;
@@ -99,22 +139,30 @@ impl Sessions {
         let relays = has(SessionRecord::RELAYS);
         let is_piped = Side::BOTH.into_iter().any(|side| relay.is_spliced(side));
         let features = Features { splice: self.features.splice || is_piped, ..self.features };
-        let key = self.place(Session {
-            phase: if relays { Phase::Relaying } else { Phase::Connecting },
-            relay,
-            entry,
-            tried,
-            active: moment(record.active),
-            half_closed: has(SessionRecord::HALF_CLOSED),
-            unseen: [is_stranger, has(SessionRecord::BACKEND_UNSEEN)],
-            screen,
-            destination,
-            relayed: relays,
-            is_elsewhere: false,
-            features,
-            look_at: moment(record.look_at),
-            watches: record.watches.map(Watch::from),
-        });
+        let Seat { key, armed } =
+            seat.unwrap_or_else(|| Seat { key: self.reserve(), armed: [false; 2] });
+        for side in Side::BOTH.into_iter().filter(|side| armed[*side as usize]) {
+            relay.armed_before(side, &mut |what| cx.out.push(Cmd::Relay { key, what }));
+        }
+        self.slots.fill(
+            key,
+            Session {
+                phase: if relays { Phase::Relaying } else { Phase::Connecting },
+                relay,
+                entry,
+                tried,
+                active: moment(record.active),
+                half_closed: has(SessionRecord::HALF_CLOSED),
+                unseen: [is_stranger, has(SessionRecord::BACKEND_UNSEEN)],
+                screen,
+                destination,
+                relayed: relays,
+                is_elsewhere: false,
+                features,
+                look_at: moment(record.look_at),
+                watches: record.watches.map(Watch::from),
+            },
+        );
         if !relays {
             self.waiting.push(Waiting::seated(key));
         }

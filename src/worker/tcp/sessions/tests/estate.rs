@@ -26,7 +26,7 @@ impl Stage {
 
     fn take_up(&mut self, record: &SessionRecord, parcel: &Parcel<i32>) -> Result<Key, String> {
         let mut services = Named::new(Protocol::Tcp);
-        self.act(|sessions, cx| sessions.take_up(record, &mut services, parcel, cx))
+        self.act(|sessions, cx| sessions.take_up(record, None, (&mut services, parcel), cx))
     }
 
     /// Another worker that goes on with everything.
