@@ -335,6 +335,7 @@ fn the_package_holds_the_program_its_documents_and_its_settings() {
         "/usr/share/lb/grafana-lb.json",
         "/usr/share/lb/alerts-lb.yml",
         "/usr/share/lb/seccomp-lb.json",
+        "/usr/share/lb/keepalived.conf",
         "/usr/share/doc/lb/CHANGELOG.md",
         "/usr/share/doc/lb/containers.md",
         "/usr/share/doc/lb/README.md",
