@@ -1,8 +1,10 @@
-//! One address for users in front of several balancers, by the recipe for keepalived that is shipped. Hosts are network namespaces. Needs root, and Debian's keepalived and etcd-server.
+//! One address for users in front of several balancers, by the recipes that are shipped: keepalived, and ECMP with
+//! resilient next hops. Hosts are network namespaces. Needs root, and Debian's keepalived, etcd-server and curl.
 //!
 //! What is shown: who answers a UDP user stays the same whichever balancer the user comes to, and for how long nobody
 //! answers.
 
+mod ecmp;
 mod flows;
 mod networks;
 #[path = "../common/process.rs"]

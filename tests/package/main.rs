@@ -352,7 +352,9 @@ fn the_package_holds_the_program_its_documents_and_its_settings() {
     for name in manuals.into_iter().chain(others.map(str::to_owned)) {
         assert!(files.contains(&("-rw-r--r--".to_owned(), name.clone())), "{name} in\n{listed}");
     }
-    assert!(files.contains(&("-rwxr-xr-x".to_owned(), "/usr/bin/lb".to_owned())), "{listed}");
+    for name in ["/usr/bin/lb", "/usr/share/lb/ecmp"] {
+        assert!(files.contains(&("-rwxr-xr-x".to_owned(), name.to_owned())), "{listed}");
+    }
     let conffiles = run(Command::new("dpkg-deb").arg("--info").arg(package()).arg("conffiles"));
     assert_eq!(conffiles, "/etc/lb/lb.toml\n/etc/ufw/applications.d/lb\n");
     let field = |name| run(Command::new("dpkg-deb").arg("--field").arg(package()).arg(name));
