@@ -360,6 +360,25 @@ fn the_image_is_built_as_the_package_is_and_ignores_what_is_built_here() {
 }
 
 #[test]
+fn the_balancers_of_the_compose_file_are_told_where_its_store_and_backends_are() {
+    let (services, settings) = (text("cluster/compose.yaml"), text("cluster/compose.toml"));
+    let config = file::read("compose.toml", &settings).unwrap();
+    assert_eq!(config.cluster.endpoints.len(), services.matches("<<: *etcd\n").count());
+    for endpoint in &config.cluster.endpoints {
+        assert!(services.contains(&format!("--advertise-client-urls {endpoint} ")), "{endpoint}");
+    }
+    let subnet = services.split("subnet: ").nth(1).unwrap().split('}').next().unwrap();
+    assert!(settings.contains(&format!("allow = [\"{subnet}\"]")), "{subnet}");
+    let port = config.listen.control.unwrap().port();
+    let echo = services.split("--lb ").nth(1).unwrap().lines().next().unwrap();
+    let (address, at) = echo.split_once(':').unwrap();
+    assert!(services.contains(&format!("ipv4_address: {address}}}")) && at == port.to_string());
+    for name in [".gitignore", ".dockerignore"] {
+        assert!(project(name).contains("/deploy/cluster/cluster.secret\n"), "{name}");
+    }
+}
+
+#[test]
 fn every_line_of_the_kernel_settings_has_its_reason_above() {
     let file = text("sysctl.d/60-lb.conf");
     let blocks = file.split("\n\n").skip(1);
