@@ -9,6 +9,8 @@ mod checks;
 mod harness;
 mod named;
 mod page;
+#[path = "../common/process.rs"]
+mod process;
 mod proof;
 mod rights;
 mod services;

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use lb::base::time::Now;
 use lb::cluster::{BackendId, Protocol, ServiceId};
+use lb::config::file;
 use lb::config::services::ServiceConfig;
 use serde_json::json;
 
 use crate::harness::Core;
+use crate::process::{Folder, Process, free_port};
 use crate::wait::wait_for;
 
 const BACKENDS: u16 = 200;
@@ -57,6 +59,17 @@ fn services() -> (Core, crate::harness::Backend) {
         assert_eq!(backend.ask(&wanted)["ack"], "successful");
     }
     (core, backend)
+}
+
+/// A member of etcd on loopback that ends with its owner, and its address.
+fn etcd(folder: &Folder) -> (Process, String) {
+    let [store, peer] = [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
+    let data = folder.path().join("etcd").display().to_string();
+    let all = format!("m={peer}");
+    let arguments = ["--name", "m", "--data-dir", &data, "--initial-cluster", &all];
+    let client = ["--listen-client-urls", &store, "--advertise-client-urls", &store];
+    let peer = ["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer];
+    (Process::start("etcd", &[&arguments[..], &client, &peer].concat()), store)
 }
 
 /// The page as rendered after some seconds of the browser's own time.
@@ -182,5 +195,61 @@ fn a_browser_lists_two_hundred_services_and_draws_no_thousand_backends_unasked()
     assert!(dom.contains("5 of 5 serving") && dom.contains(">b1000</button>"), "{dom}");
     assert!(dom.contains("id=\"services-part\" hidden"), "{dom}");
     assert!(dom.matches("class=\"badge serving\"").count() == 6, "its own backends alone: {dom}");
+    println!("screenshots are in {}", into.display());
+}
+
+#[test]
+#[ignore = "needs the Debian packages chromium and etcd-server"]
+fn a_browser_shows_the_balancers_of_a_cluster_its_store_and_what_differs() {
+    let folder = Folder::new("clustered");
+    let (etcd, store) = etcd(&folder);
+    let start = |node: &str, named: bool| {
+        let text =
+            format!("[cluster]\nname = \"shop\"\nnode = \"{node}\"\nendpoints = [\"{store}\"]\n");
+        let cluster = file::read("lb.toml", &text).unwrap().cluster;
+        Core::start(|config| {
+            config.health.interval = Duration::from_secs(3600);
+            config.cluster = cluster;
+            if named {
+                config.set_services(vec![ServiceConfig::new("resolvers", Protocol::Udp)]);
+            }
+        })
+    };
+    let (here, there) = (start("lb-a", false), start("lb-b", true));
+    let mut backend = there.connect();
+    for (service, port) in [("udp", 9), ("resolvers", 10)] {
+        let wanted = json!({"cmd": "register", "service": service, "port": port});
+        assert_eq!(backend.ask(&wanted)["ack"], "successful");
+    }
+    let cluster = || {
+        let (_, status) = here.get("/status");
+        serde_json::from_str::<serde_json::Value>(&status).unwrap()["cluster"].clone()
+    };
+    wait_for("what the other one knows", || {
+        let known = cluster();
+        let is_told = known["nodes"][1]["backends"] == 2 && known["left_out"][0].is_object();
+        (is_told && known["nodes"][1]["chooses_alike"] == false).then_some(())
+    });
+    let into = std::env::temp_dir().join(format!("lb-cluster-{}", std::process::id()));
+    std::fs::create_dir_all(&into).unwrap();
+    let part = |dom: &str| {
+        let part = dom.split("id=\"cluster-part\"").nth(1).unwrap();
+        part.split("</section>").next().unwrap().to_owned()
+    };
+    let live = part(&seen(&here, &into, false));
+    for words in [">Cluster shop<", "2 of 2 balancers", ">store live<", ">lb-a~", ">this one<"] {
+        assert!(live.contains(words), "{words}: {live}");
+    }
+    let other = live.split(">lb-b~").nth(1).unwrap();
+    let told = ">serving</span></td><td class=\"n\">2</td>";
+    assert!(other.contains(told) && other.contains("class=\"late\">differs<"), "{live}");
+    for words in [">balancers choose differently: ", ">left out: resolvers/udp/127.0.0.1:10: "] {
+        assert!(live.contains(words), "{words}: {live}");
+    }
+    drop(etcd);
+    wait_for("the store to be missed", || (cluster()["store"] != "live").then_some(()));
+    let dom = seen(&here, &into, true);
+    assert!(part(&dom).contains("class=\"late\">store "), "{}", part(&dom));
+    assert!(dom.contains("1 of 1 serving"), "its backend is served all the same");
     println!("screenshots are in {}", into.display());
 }
