@@ -15,11 +15,14 @@ mod wait;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use flows::{Flows, Home, Probe, moved, rehashed};
+use networks::Network;
 use nix::sys::signal::Signal;
 use process::Process;
 use scene::{BACKENDS, Balancer, Scene, port_of, shipped};
@@ -106,6 +109,7 @@ impl Pair {
     /// Users of the address while this happens, which makes it move.
     fn moves(&mut self, what: &str, happen: impl FnOnce(&mut Scene, usize)) {
         let from = self.owner();
+        let mut user = Caller::call(&self.scene.switch).expect("it is answered");
         let probe = Probe::begin(&self.scene.switch, &door());
         let begun = Instant::now();
         happen(&mut self.scene, from);
@@ -113,6 +117,8 @@ impl Pair {
         let after = begun.elapsed();
         let homes = self.flows.ask();
         let gap = probe.end();
+        user.asks().expect_err("its session was the other balancer's");
+        Caller::call(&self.scene.switch).expect("who connects again is answered");
         let changed = rehashed(&self.homes, &homes);
         eprintln!(
             "{what}: the address moved after {after:?}, nobody answered for {gap:?}; of {} flows, \
@@ -135,6 +141,23 @@ impl Pair {
             (self.keepalived[idle].times_ready() > before).then_some(())
         });
         assert_eq!(self.owner(), 1 - idle, "who has the address keeps it");
+    }
+}
+
+/// A TCP user, who is answered by an echo.
+struct Caller(TcpStream);
+
+impl Caller {
+    fn call(network: &Network) -> io::Result<Caller> {
+        let mut caller = Caller(network.within(|| TcpStream::connect((ADDRESS, 8081)))?);
+        caller.0.set_read_timeout(Some(Duration::from_secs(5)))?;
+        caller.asks().map(|()| caller)
+    }
+
+    fn asks(&mut self) -> io::Result<()> {
+        self.0.write_all(b"hello\n")?;
+        let mut block = [0; 6];
+        self.0.read_exact(&mut block)
     }
 }
 

@@ -16,6 +16,7 @@ use crate::networks::Network;
 use crate::process::{Folder, Process};
 use crate::wait::wait_for;
 
+/// For UDP; there is one for TCP besides.
 pub const BACKENDS: u16 = 5;
 const FIRST_PORT: u16 = 9001;
 const STORE: &str = "http://10.1.0.1:2379";
@@ -54,7 +55,7 @@ impl Balancer {
             let mut there = status["cluster"]["nodes"].as_array()?.iter();
             let alike = there.all(|it| it["state"] != "serving" || it["chooses_alike"] == true);
             let is_live = status["cluster"]["store"] == "live";
-            (is_live && alike && serving == usize::from(BACKENDS)).then_some(())
+            (is_live && alike && serving == usize::from(BACKENDS) + 1).then_some(())
         });
     }
 
@@ -97,16 +98,22 @@ impl Scene {
             scene.balancers.push(balancer);
             scene.balancers.last_mut().expect("it was added").start();
         }
+        scene.stay("10.1.0.11", &["--protocol", "tcp", "--port", "0", "--echo"]);
         for port in FIRST_PORT..FIRST_PORT + BACKENDS {
             flows::serve(&scene.switch, port);
             let port = port.to_string();
-            let stays = ["backend", "--protocol", "udp", "--port", &port, "--no-probe"];
-            let stays: Vec<&str> = stays.into_iter().chain(["--lb", "10.1.0.11:8080"]).collect();
-            let stays = scene.switch.within(|| Process::start(env!("CARGO_BIN_EXE_lb"), &stays));
-            scene.stay.push(stays);
+            scene.stay("10.1.0.11", &["--protocol", "udp", "--port", &port, "--no-probe"]);
         }
         scene.balancers.iter().for_each(Balancer::knows_all);
         scene
+    }
+
+    /// Keeps a backend registered at a balancer, and at the others if that dies.
+    fn stay(&mut self, at: &str, what: &[&str]) {
+        let door = format!("{at}:8080");
+        let arguments = [&["backend", "--lb", &door], what].concat();
+        let stays = || Process::start(env!("CARGO_BIN_EXE_lb"), &arguments);
+        self.stay.push(self.switch.within(stays));
     }
 
     pub fn start_etcd(&mut self) {
