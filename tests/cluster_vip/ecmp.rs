@@ -69,7 +69,7 @@ fn behind_resilient_next_hops_the_loss_of_one_balancer_moves_no_flow_of_the_othe
     for (lost, left) in [(1, "101/103"), (0, "102/103")] {
         let before = flows.ask();
         let begun = Instant::now();
-        scene.balancers[lost].process = None;
+        scene.balancers[lost].kill();
         router.wait_for_group(left);
         let after = begun.elapsed();
         let now = flows.ask();

@@ -131,6 +131,22 @@ impl Pair {
         assert!(gap <= GAP_MAX, "{what}: {gap:?}");
     }
 
+    /// The balancer with the address goes on in another process, and nobody sees it.
+    fn is_upgraded(&mut self) {
+        let at = self.owner();
+        let mut user = Caller::call(&self.scene.switch).expect("it is answered");
+        let probe = Probe::begin(&self.scene.switch, &door());
+        let sessions = self.scene.balancers[at].upgrade();
+        let changed = moved(&self.homes, &self.flows.ask());
+        let gap = probe.end();
+        eprintln!("upgraded: {sessions} sessions went on, nobody answered for {gap:?}");
+        user.asks().expect("its session goes on");
+        assert!(changed == 0 && sessions > self.homes.len() as u64, "{changed} {sessions}");
+        assert_eq!(self.owner(), at, "the address stays");
+        assert!(gap < Duration::from_secs(1), "{gap:?}");
+        self.scene.balancers.iter().for_each(Balancer::knows_all);
+    }
+
     /// Starts the balancer that has not the address again, and waits until it could take it.
     fn mend(&mut self) {
         let idle = 1 - self.owner();
@@ -193,7 +209,9 @@ fn an_address_under_keepalived_moves_and_ten_thousand_udp_flows_keep_their_backe
     pair.scene.start_etcd();
     pair.scene.balancers.iter().for_each(Balancer::knows_all);
 
-    pair.moves("balancer killed", |scene, from| scene.balancers[from].process = None);
+    pair.is_upgraded();
+
+    pair.moves("balancer killed", |scene, from| scene.balancers[from].kill());
     pair.mend();
 
     pair.moves("balancer told to stop", |scene, from| {

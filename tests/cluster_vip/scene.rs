@@ -25,6 +25,8 @@ const PEER: &str = "http://10.1.0.1:2380";
 pub struct Balancer {
     pub network: Network,
     pub process: Option<Process>,
+    /// Who has taken over from that; it is no child of this test.
+    successor: Option<Successor>,
     pub address: String,
     file: String,
 }
@@ -33,11 +35,28 @@ impl Balancer {
     /// Waits until it can be asked.
     pub fn start(&mut self) {
         // Whoever was there is gone before.
-        self.process = None;
+        self.kill();
         let arguments = ["serve", "--config", &self.file];
         let process = self.network.within(|| Process::start(env!("CARGO_BIN_EXE_lb"), &arguments));
         self.process = Some(process);
         wait_for("the balancer to be there", || self.status());
+    }
+
+    pub fn kill(&mut self) {
+        (self.process, self.successor) = (None, None);
+    }
+
+    /// Has a successor take over, and returns how many sessions went on with it.
+    pub fn upgrade(&mut self) -> u64 {
+        self.signal(Signal::SIGUSR2);
+        let taken = wait_for("a successor", || {
+            let status = self.status().filter(|it| it["handover"]["generation"] == 1)?;
+            self.successor = Some(Successor(i32::try_from(status["pid"].as_i64()?).ok()?));
+            status["handover"]["taken"]["sessions"].as_u64()
+        });
+        let first = &mut self.process.as_mut().expect("it was started").0;
+        wait_for("the first one to end", || first.try_wait().unwrap());
+        taken
     }
 
     pub fn status(&self) -> Option<serde_json::Value> {
@@ -62,6 +81,19 @@ impl Balancer {
     pub fn signal(&self, signal: Signal) {
         let process = self.process.as_ref().expect("it runs");
         kill(Pid::from_raw(process.0.id() as i32), signal).unwrap();
+    }
+}
+
+/// The process that goes on in place of another.
+struct Successor(i32);
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
+        // Whoever inherits it may be slow to ask how it ended.
+        let status = || fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap_or_default();
+        let is_over = || !status().contains("State:") || status().contains("State:\tZ");
+        wait_for("its end", || is_over().then_some(()));
     }
 }
 
@@ -141,7 +173,7 @@ impl Scene {
              secret_file = \"{secret}\"\n"
         );
         let file = self.folder.write(&format!("lb{number}.toml"), text);
-        Balancer { network, process: None, address, file }
+        Balancer { network, process: None, successor: None, address, file }
     }
 
     /// The program at a place where everybody may run it, for those who ask in another's name.
