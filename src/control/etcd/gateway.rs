@@ -1,6 +1,8 @@
 //! One connection to a member of etcd: HTTP/1.1 over TCP, under TLS where the endpoint says so. Owns its options and
 //! how an answer is read; how long it may take is up to the machine that asks.
 
+use std::cell::OnceCell;
+use std::error::Error;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +49,19 @@ pub struct Gateway {
     sender: SendRequest<Full<Bytes>>,
     host: String,
     token: Option<HeaderValue>,
+    /// Why the connection has ended. Requests are told no more than that it has.
+    ended: Rc<OnceCell<String>>,
     _driver: Bound,
+}
+
+/// An error, and what has led to it.
+pub fn whole(error: &dyn Error) -> String {
+    let (mut said, mut cause) = (error.to_string(), error.source());
+    while let Some(error) = cause {
+        said = format!("{said}: {error}");
+        cause = error.source();
+    }
+    said
 }
 
 impl Gateway {
@@ -79,9 +93,15 @@ impl Gateway {
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let begun = handshake(TokioIo::new(stream)).await;
-        let (sender, driver) = begun.map_err(|error| error.to_string())?;
-        let driver = Bound::start(async move { drop(driver.await) });
-        Ok(Gateway { sender, host: endpoint.authority(), token: None, _driver: driver })
+        let (sender, driver) = begun.map_err(|error| whole(&error))?;
+        let ended = Rc::<OnceCell<String>>::default();
+        let tell = Rc::clone(&ended);
+        let driver = Bound::start(async move {
+            if let Err(error) = driver.await {
+                let _ = tell.set(whole(&error));
+            }
+        });
+        Ok(Gateway { sender, host: endpoint.authority(), token: None, ended, _driver: driver })
     }
 
     /// Proves who we are.
@@ -115,7 +135,7 @@ impl Gateway {
         let response = self.begin(request).await?;
         let status = response.status().as_u16();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| error.to_string())?;
+        let body = body.map_err(|error| whole(&*error))?;
         Ok((status, body.to_bytes()))
     }
 
@@ -137,7 +157,46 @@ impl Gateway {
         }
         let request = request.body(Full::new(Bytes::from(body)));
         let request = request.map_err(|error| error.to_string())?;
-        self.sender.ready().await.map_err(|error| error.to_string())?;
-        self.sender.send_request(request).await.map_err(|error| error.to_string())
+        let told = |error: hyper::Error| match self.ended.get() {
+            Some(why) => why.clone(),
+            None => whole(&error),
+        };
+        self.sender.ready().await.map_err(told)?;
+        self.sender.send_request(request).await.map_err(told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    /// What a request is told over a connection on which somebody says this.
+    fn told(says: &'static [u8]) -> String {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let told = async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let endpoint = Endpoint { is_tls: false, host: "127.0.0.1".to_owned(), port };
+            let (gateway, met) = tokio::join!(Gateway::open(&endpoint, None), listener.accept());
+            let (mut gateway, (mut met, _)) = (gateway.unwrap(), met.unwrap());
+            tokio::task::spawn_local(async move {
+                let _ = met.read(&mut [0; 4096]).await;
+                let _ = tokio::io::AsyncWriteExt::write_all(&mut met, says).await;
+            });
+            gateway.ask(wire::authenticate("user", "password")).await.unwrap_err()
+        };
+        LocalSet::new().block_on(&runtime, told)
+    }
+
+    #[test]
+    fn an_error_is_told_with_what_has_led_to_it() {
+        // The last by itself says no more than that it could not be read.
+        assert_eq!(told(b"no HTTP\r\n\r\n"), "invalid HTTP version parsed");
+        let cut = told(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n12");
+        assert!(cut.contains("connection: end of file"), "{cut}");
     }
 }

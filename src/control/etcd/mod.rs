@@ -23,7 +23,7 @@ use crate::cluster::share::event::{Command, Event};
 use crate::config::cluster::{Cluster, Endpoint};
 use crate::control::auth::Secrets;
 use crate::tls::store;
-use gateway::{Bound, Gateway};
+use gateway::{Bound, Gateway, whole};
 use wire::Lines;
 
 /// Events that wait for the control core.
@@ -213,7 +213,7 @@ impl Talk {
             return Err(format!("no watch: status {status}"));
         }
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| error.to_string())?;
+            let frame = frame.map_err(|error| whole(&error))?;
             let mut events = Vec::new();
             let bytes = frame.data_ref().map_or(&[][..], |bytes| bytes);
             lines.take(bytes, |line| events.extend(wire::watched(line)))?;

@@ -265,7 +265,8 @@ fn failed(status: u16, said: &str) -> Event {
     if said.contains("lease not found") {
         refused(Refusal::LeaseGone)
     } else if said.contains("space exceeded") {
-        refused(Refusal::Full)
+        // So that the alarm can be found by its name.
+        Event::Refused { why: Refusal::Full, said: format!("alarm NOSPACE: {said}") }
     } else if said.contains("permission denied") {
         refused(Refusal::Other)
     } else {

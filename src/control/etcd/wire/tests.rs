@@ -92,7 +92,10 @@ fn refusals_are_told_apart_in_the_words_of_every_version() {
         (502, "bad gateway", None),
     ] {
         match (answer(&write, status, body.as_bytes()), why) {
-            (Event::Refused { why, .. }, Some(wanted)) => assert_eq!(why, wanted, "{body}"),
+            (Event::Refused { why, said }, Some(wanted)) => {
+                assert_eq!(why, wanted, "{body}");
+                assert_eq!(said.contains("NOSPACE"), why == Refusal::Full, "{said}");
+            }
             (Event::Lost { said }, None) => assert!(said.contains(&status.to_string()), "{said}"),
             (event, _) => panic!("{body}: {event:?}"),
         }
