@@ -29,6 +29,8 @@ mod members;
 mod process;
 #[path = "cluster_etcd/scene.rs"]
 mod scene;
+#[path = "cluster_etcd/upgrade.rs"]
+mod upgrade;
 #[path = "common/wait.rs"]
 mod wait;
 

@@ -1,6 +1,7 @@
-//! A balancer of the cluster, and what users and operators see of it. Owns its process, which ends with it.
+//! A balancer of the cluster, and what users and operators see of it. Owns its processes, those of an upgrade among
+//! them; they end with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Output};
@@ -26,6 +27,8 @@ pub struct Balancer {
     pub file: String,
     /// For operators.
     pub socket: String,
+    /// Who serves in the first process's place.
+    successors: BTreeSet<u32>,
 }
 
 impl Balancer {
@@ -53,7 +56,7 @@ impl Balancer {
     /// One that somebody else has started, and ends.
     pub fn known(number: usize) -> Balancer {
         let (file, socket) = (String::new(), String::new());
-        Balancer { number, process: None, file, socket }
+        Balancer { number, process: None, file, socket, successors: BTreeSet::new() }
     }
 
     pub fn start(&mut self) {
@@ -64,6 +67,17 @@ impl Balancer {
     pub fn signal(&self, signal: Signal) {
         let process = self.process.as_ref().expect("it runs");
         kill(Pid::from_raw(process.0.id() as i32), signal).unwrap();
+    }
+
+    /// Goes on as another process, which is late at times on a machine that has much else to do.
+    pub fn upgrade(&mut self) {
+        wait_for("a successor that is not late", || {
+            let done = self.command(&["upgrade"]);
+            let said = String::from_utf8_lossy(&done.stderr);
+            assert!(done.status.success() || said.contains("in time"), "{said}");
+            done.status.success().then(|| eprint!("{}", String::from_utf8_lossy(&done.stdout)))
+        });
+        self.successors.insert(self.status()["pid"].as_u64().expect("a number") as u32);
     }
 
     /// What an operator's command says.
@@ -166,5 +180,17 @@ impl Balancer {
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line)?;
         line.trim().parse().map_err(std::io::Error::other)
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        for pid in &self.successors {
+            let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+            // A number may be another process's by now.
+            if command.is_ok_and(|it| it.contains(&self.file)) {
+                let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL);
+            }
+        }
     }
 }
