@@ -1,5 +1,6 @@
 //! How the registry responds to changes, as a table of behaviour.
 
+mod alike;
 mod claims;
 mod drains;
 mod reached;

@@ -9,11 +9,11 @@ fn claimed(port: u16, weight: u16) -> Registration {
     }
 }
 
-fn claim(port: u16, weight: u16) -> Change {
+pub(super) fn claim(port: u16, weight: u16) -> Change {
     Change::Claim { wanted: claimed(port, weight), drains: None }
 }
 
-fn unclaim(port: u16) -> Change {
+pub(super) fn unclaim(port: u16) -> Change {
     Change::Unclaim { service: TCP, address: address(port), is_lost: false, why: "it left there" }
 }
 
