@@ -36,26 +36,10 @@ impl Hub {
     /// or given another weight is again what the file says.
     pub fn follow_file(&mut self, now: Now) {
         let wanted = self.listed();
-        let places: BTreeMap<(ServiceId, SocketAddr), &Registration> =
-            wanted.iter().map(|it| ((it.service, it.address), it)).collect();
-        let present: Vec<_> =
-            self.registry.of_source(Source::File).map(|entry| entry.backend.clone()).collect();
-        for backend in present {
-            if !self.registry.is_known(backend.service) {
-                // It drains with its service.
-                continue;
-            }
-            let (service, address, source) = (backend.service, backend.address, Source::File);
-            match places.get(&(service, address)) {
-                None => self.make(Change::Unregister { source, service, address }, now),
-                // It joins again below as another.
-                Some(it) if it.tls != backend.tls => {
-                    self.make(Change::Unregister { source, service, address }, now)
-                }
-                Some(it) if it.group != backend.group => {
-                    self.make(Change::Register((*it).clone()), now)
-                }
-                Some(it) => self.weigh(backend.id, it.weight, now),
+        for (backend, it) in self.take_out_unlisted(&wanted, now) {
+            match it.group == backend.group {
+                true => self.weigh(backend.id, it.weight, now),
+                false => self.make(Change::Register(it.clone()), now),
             };
         }
         self.left_out = LeftOut { all: Vec::new(), next: now.plus(AGAIN_EVERY) };
@@ -68,25 +52,10 @@ impl Hub {
     /// operators have changed stays where the configuration has not changed.
     pub(super) fn follow_other_file(&mut self, before: &BTreeMap<BackendId, u16>, now: Now) {
         let wanted = self.listed();
-        let places: BTreeMap<(ServiceId, SocketAddr), &Registration> =
-            wanted.iter().map(|it| ((it.service, it.address), it)).collect();
-        let present: Vec<_> =
-            self.registry.of_source(Source::File).map(|entry| entry.backend.clone()).collect();
-        for backend in present {
-            if !self.registry.is_known(backend.service) {
-                continue;
-            }
-            let (service, address, source) = (backend.service, backend.address, Source::File);
-            match places.get(&(service, address)) {
-                Some(it) if it.tls == backend.tls => {
-                    let was = before.get(&backend.id).copied().unwrap_or(backend.weight);
-                    let same =
-                        (it.weight, &it.group, it.proxy) == (was, &backend.group, backend.proxy);
-                    if !same {
-                        self.make(Change::Register((*it).clone()), now);
-                    }
-                }
-                _ => drop(self.make(Change::Unregister { source, service, address }, now)),
+        for (backend, it) in self.take_out_unlisted(&wanted, now) {
+            let was = before.get(&backend.id).copied().unwrap_or(backend.weight);
+            if (it.weight, &it.group, it.proxy) != (was, &backend.group, backend.proxy) {
+                self.make(Change::Register(it.clone()), now);
             }
         }
         self.left_out = LeftOut { all: Vec::new(), next: now.plus(AGAIN_EVERY) };
@@ -96,6 +65,29 @@ impl Hub {
                 self.join_listed(registration, true, now);
             }
         }
+    }
+
+    /// Has those leave that are not listed any more; returns the others, each with what is wanted of it.
+    fn take_out_unlisted<'w>(
+        &mut self,
+        wanted: &'w [Registration],
+        now: Now,
+    ) -> Vec<(Backend, &'w Registration)> {
+        let places: BTreeMap<(ServiceId, SocketAddr), &Registration> =
+            wanted.iter().map(|it| ((it.service, it.address), it)).collect();
+        let listed = self.registry.of_source(Source::File).map(|entry| entry.backend.clone());
+        // The others drain with their services.
+        let present: Vec<_> = listed.filter(|it| self.registry.is_known(it.service)).collect();
+        let mut kept = Vec::new();
+        for backend in present {
+            let (service, address, source) = (backend.service, backend.address, Source::File);
+            match places.get(&(service, address)) {
+                // One that is reached in another way joins again as another.
+                Some(it) if it.tls == backend.tls => kept.push((backend, *it)),
+                _ => drop(self.make(Change::Unregister { source, service, address }, now)),
+            }
+        }
+        kept
     }
 
     /// What the configuration says of the weight of a backend that it lists.
