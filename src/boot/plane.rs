@@ -22,7 +22,7 @@ use crate::config::{Config, plans, rules};
 use crate::control::etcd;
 use crate::control::{
     self,
-    doors::{NewDoor, OpenDoor, Opened, UserDoors, put_addresses},
+    doors::{NO_NUMBER, NewDoor, OpenDoor, Opened, UserDoors, put_addresses},
 };
 use crate::handover::predecessor::Predecessor;
 use crate::handover::words::UserDoor;
@@ -244,20 +244,14 @@ type AllDoors = (UserDoors, Vec<Vec<OwnedFd>>, Vec<OpenDoor>);
 fn open_doors(
     config: &Config,
     workers: usize,
-    mut old: Option<&mut Predecessor>,
+    old: Option<&mut Predecessor>,
 ) -> Result<AllDoors, Trouble> {
     let (mut doors, now) = (UserDoors::default(), Now::read());
     let mut step = doors.step(&plans::doors(config), now).map_err(Trouble)?;
     let (mut opened, mut known) = (Vec::new(), Vec::new());
-    for door in &mut step.open {
-        let Some(old) = old.as_deref_mut() else { break };
-        match old.user_door(&wanted(door)) {
-            Some(there) => {
-                door.id = DoorId(there.id);
-                known.push((door.id, there));
-            }
-            None => door.id = DoorId(old.hello.next_door.saturating_add(door.id.0)),
-        }
+    if let Some(old) = old {
+        known = number(&mut step.open, old)?;
+        doors.number_from(old.hello.next_door);
     }
     for door in &step.open {
         opened.push(match known.iter().find(|(id, _)| *id == door.id) {
@@ -270,6 +264,28 @@ fn open_doors(
     let is_known = |door: &&OpenDoor| known.iter().any(|(id, _)| *id == door.id);
     let awaited = doors.open().iter().filter(is_known).cloned().collect();
     Ok((doors, opened.into_iter().map(|door| door.sockets).collect(), awaited))
+}
+
+/// Gives doors that a predecessor has the numbers that they have there, and others numbers that no door has had;
+/// returns the former.
+fn number(
+    doors: &mut [NewDoor],
+    old: &mut Predecessor,
+) -> Result<Vec<(DoorId, UserDoor)>, Trouble> {
+    let (mut known, mut next) = (Vec::new(), old.hello.next_door);
+    for door in doors {
+        match old.user_door(&wanted(door)) {
+            Some(there) => {
+                door.id = DoorId(there.id);
+                known.push((door.id, there));
+            }
+            None => {
+                door.id = DoorId(next);
+                next = next.checked_add(1).ok_or_else(|| Trouble(NO_NUMBER.into()))?;
+            }
+        }
+    }
+    Ok(known)
 }
 
 /// A door as a predecessor knows it.

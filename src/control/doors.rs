@@ -67,7 +67,7 @@ impl Step {
     }
 }
 
-const NO_NUMBER: &str =
+pub const NO_NUMBER: &str =
     "doors open and close faster than their numbers become free: try again in a minute";
 
 /// Doors by what they are found by.
@@ -116,6 +116,11 @@ impl UserDoors {
     /// The first number that no door has had.
     pub fn next_number(&self) -> u16 {
         self.next
+    }
+
+    /// Doors that are opened from now on have no number below this one: another process has given those.
+    pub fn number_from(&mut self, first: u16) {
+        self.next = self.next.max(first);
     }
 
     /// One more door that is where another is, with a number of its own.
@@ -208,7 +213,7 @@ impl UserDoors {
         }
         for NewDoor { id, .. } in &step.open {
             self.resting.retain(|(resting, _)| resting != id);
-            self.next = self.next.max(id.0 + 1);
+            self.next = self.next.max(id.0.saturating_add(1));
         }
         let opened = step.open.iter().zip(at).map(|(NewDoor { id, plan, .. }, address)| OpenDoor {
             id: *id,

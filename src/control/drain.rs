@@ -11,6 +11,8 @@ use crate::base::time::Now;
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How long sessions get to end once they are told to.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
+/// No drain lasts longer, nor does anybody wait longer for the end of what it has closed.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// The next step of a drain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +60,19 @@ impl Drain {
             tell,
             closing: None,
             close_time: CLOSE_TIME,
+        }
+    }
+
+    /// A drain as another process has described it, whose times are held to what can be.
+    pub fn inherit(self, now: Now) -> Drain {
+        let longest = now.plus(LONGEST);
+        Drain {
+            since: self.since.min(now),
+            deadline: self.deadline.map(|it| it.min(longest)),
+            tell: self.tell.min(now.plus(TELL_EVERY)),
+            closing: self.closing.map(|it| it.min(longest)),
+            close_time: self.close_time.min(LONGEST),
+            ..self
         }
     }
 
@@ -214,6 +229,25 @@ mod tests {
         assert_eq!(drain.step(at(600), 2, true), DrainStep::Nothing);
         assert_eq!(drain.clone().step(at(700), 0, true), DrainStep::Done);
         assert_eq!(drain.step(at(1500), 2, true), DrainStep::Done);
+    }
+
+    #[test]
+    fn the_times_of_an_inherited_drain_are_held_to_what_can_be() {
+        let drain = Drain::new(at(1000), Some(Duration::from_secs(10)), true);
+        assert_eq!(drain.clone().inherit(at(1500)), drain);
+        let strange = Drain {
+            since: Now::NEVER,
+            deadline: Some(Now::NEVER),
+            tell: Now::NEVER,
+            closing: Some(Now::NEVER),
+            close_time: Duration::MAX,
+            ..drain
+        };
+        let now = at(2000);
+        let mut held = strange.inherit(now);
+        assert_eq!((held.since, held.remaining(now)), (now, Some(LONGEST)));
+        assert_eq!(held.step(now.plus(LONGEST), 1, true), DrainStep::Close, "it ends all the same");
+        assert_eq!(held.closing, Some(now.plus(LONGEST).plus(LONGEST)));
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub fn take_up(
     // Until then nobody is served. If one of them hangs, the pulse of the workers says so.
     hub.workers.wait(TAKING_PATIENCE);
     let stall = Now::read().since(legacy.at);
-    let (generation, sessions) = (old.hello.generation + 1, hub.workers.sessions());
+    let (generation, sessions) = (old.hello.generation.saturating_add(1), hub.workers.sessions());
     hub.handover.taken_over(generation, Now::read(), stall, sessions);
     debug!(
         read_us = read.since(legacy.at).as_micros() as u64,

@@ -40,6 +40,7 @@ pub mod format;
 mod heir;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 
@@ -85,6 +86,8 @@ impl Legacy {
     }
 }
 
+const NO_NUMBER: &str = "there are no numbers left for services: restart in place of upgrading";
+
 /// What a successor must know before it builds anything.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -114,6 +117,7 @@ impl Prelude {
     pub fn number(&self, config: &mut Config) -> Result<(), String> {
         let first = Protocol::ALL.len() as u16;
         let mut next = first;
+        let taken: BTreeSet<u16> = self.services.iter().map(|it| it.id).collect();
         let known = |name: &str| self.services.iter().find(|it| !it.is_leaving && it.name == name);
         for service in &mut config.services {
             let name = &service.name;
@@ -125,12 +129,10 @@ impl Prelude {
                 }
                 Some(it) => ServiceId(it.id),
                 None => {
-                    while self.services.iter().any(|it| it.id == next) {
-                        next = next.saturating_add(1);
-                    }
-                    let id = ServiceId(next);
-                    next = next.saturating_add(1);
-                    id
+                    let mut free = (next..ServiceId::NOBODY.0).filter(|id| !taken.contains(id));
+                    let id = free.next().ok_or(NO_NUMBER)?;
+                    next = id + 1;
+                    ServiceId(id)
                 }
             };
         }

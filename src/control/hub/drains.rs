@@ -26,8 +26,9 @@ pub struct Draining {
 
 impl Draining {
     /// A drain that has begun elsewhere, of which the workers here have yet to be told.
-    pub(super) fn inherit(drain: Drain, beneath: Option<Drain>) -> Draining {
-        Draining { drain, beneath, mark: None }
+    pub(super) fn inherit(drain: Drain, beneath: Option<Drain>, now: Now) -> Draining {
+        let beneath = beneath.map(|it| it.inherit(now));
+        Draining { drain: drain.inherit(now), beneath, mark: None }
     }
 
     fn drains(&mut self) -> impl Iterator<Item = &mut Drain> {

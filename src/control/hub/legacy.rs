@@ -256,7 +256,7 @@ impl Hub {
             let lasts = Some(self.config.balance.drain);
             let anew = || Drain::new(now, lasts, !against.drained_by_owner);
             let drain = from.drain.clone().unwrap_or_else(anew);
-            self.draining.insert(id, Draining::inherit(drain, from.beneath.clone()));
+            self.draining.insert(id, Draining::inherit(drain, from.beneath.clone(), now));
         }
         let reason = from.aside_because.clone().filter(|it| it.len() <= REASON_BYTES_MAX);
         self.asides.learn(id, (from.revival.clone(), from.silence, reason), now);

@@ -428,6 +428,12 @@ fn services_keep_their_numbers_and_new_ones_get_others() {
     let mut other = named(&["a"]);
     other.services[0].protocol = Protocol::Api;
     assert!(prelude.number(&mut other).unwrap_err().contains("service.a.protocol"));
+    let all = 3..ServiceId::NOBODY.0;
+    let full = Prelude {
+        via: None,
+        services: all.map(|id| Numbered { id, ..Numbered::default() }).collect(),
+    };
+    assert_eq!(full.number(&mut other).unwrap_err(), NO_NUMBER);
     let mut nonsense = prelude.clone();
     nonsense.services[0].id = 0;
     assert!(nonsense.number(&mut named(&["a"])).is_err());
