@@ -2,7 +2,7 @@
 //! it has nothing else to do before. What is left to it is read as if a stranger had written it; whatever is
 //! wrong with it leaves everything with the predecessor, which is told why.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use crate::handover::channel::{Fault, Packet};
 use crate::handover::predecessor::{Inheritance, Left, Predecessor};
 use crate::handover::rehearsal::pause_at;
 use crate::handover::words::Word;
-use crate::ring::sys;
+use crate::ring::sys::{self, Kind};
 use crate::worker::brake::Request;
 use crate::worker::link::ControlEnd;
 
@@ -69,6 +69,7 @@ pub fn take_up(
     });
     // Workers that were left nothing stand still until the process ends: what they hold is in use elsewhere.
     taken?;
+    pause_at("taken");
     hub.workers.ask(Request::Thaw);
     old.running();
     // Until then nobody is served. If one of them hangs, the pulse of the workers says so.
@@ -161,8 +162,8 @@ fn take_workers(
     hub.workers.take_over(estates, TAKING_PATIENCE)
 }
 
-/// Gives the workers the sockets at the doors that were not opened anew. Whoever waits in the queue of one
-/// that is not wanted any more is still let in by the predecessor, which has it too.
+/// Gives the workers the sockets at the doors that were not opened anew. One that is not wanted any more closes
+/// when the predecessor lets go of it as well, and whoever waits in its queue is turned away.
 fn hand_out_doors(
     estates: &mut [Estate<OwnedFd>],
     awaited: &[OpenDoor],
@@ -178,6 +179,11 @@ fn hand_out_doors(
         }
         for (record, socket) in records.into_iter().zip(doors.sockets) {
             let id = DoorId(old.asked_for_as(record.door.get()));
+            let doors = awaited.iter().filter(|door| door.id == id);
+            let mut doors = doors.filter(|door| !is_of_door(socket.as_fd(), door.protocol));
+            if let Some(door) = doors.next() {
+                return Err(format!("a socket of the door at {} is none of a door", door.address));
+            }
             match sockets.iter_mut().find(|(door, _)| *door == id) {
                 Some((_, all)) => all.push(socket),
                 None => sockets.push((id, vec![socket])),
@@ -192,6 +198,15 @@ fn hand_out_doors(
         open(door, sockets.swap_remove(found).1, hub)?;
     }
     Ok(())
+}
+
+/// Whether users of a protocol come by such a socket.
+fn is_of_door(socket: BorrowedFd<'_>, protocol: Protocol) -> bool {
+    match sys::kind(socket) {
+        Kind::Listener => protocol != Protocol::Udp,
+        Kind::Datagrams { .. } => protocol == Protocol::Udp,
+        Kind::Stream | Kind::Pipe | Kind::Other => false,
+    }
 }
 
 /// Gives each worker one of the sockets at a door. Of those that are left over, which must not be closed with
@@ -230,15 +245,20 @@ fn open(door: &OpenDoor, mut sockets: Vec<OwnedFd>, hub: &mut Hub) -> Result<(),
 /// Hears the predecessor until it has ended.
 fn hear(old: Predecessor) -> Heard {
     let (say, heard) = mpsc::channel(HEARD_MAX);
+    // Whoever waits at a door of the predecessor that is not wanted here is not kept waiting by this thread.
+    let old = old.into_channel();
     let started = thread::spawn("lb-predecessor", move || {
         loop {
-            match old.hear(HEAR_EVERY) {
+            match old.receive(HEAR_EVERY) {
                 Ok(packet) => match say.blocking_send(packet) {
                     Ok(()) => {}
                     Err(_) => return,
                 },
                 Err(Fault::Late) => {}
-                Err(_) => return,
+                Err(Fault::Garbled(reason)) => {
+                    warn!(reason, "what the predecessor says is not understood");
+                }
+                Err(Fault::Gone | Fault::Failed(_)) => return,
             }
         }
     });
@@ -246,4 +266,32 @@ fn hear(old: Predecessor) -> Heard {
         warn!(%error, "what the old process still counts is not heard: no thread");
     }
     heard
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn a_socket_that_is_none_of_a_door_is_known() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (pipe, _other) = std::io::pipe().unwrap();
+        for (socket, is_stream_door, is_datagram_door) in [
+            (listener.as_fd(), true, false),
+            (stream.as_fd(), false, false),
+            (datagrams.as_fd(), false, true),
+            (pipe.as_fd(), false, false),
+        ] {
+            let found = Protocol::ALL.map(|protocol| is_of_door(socket, protocol));
+            let wanted = Protocol::ALL.map(|protocol| match protocol {
+                Protocol::Udp => is_datagram_door,
+                Protocol::Tcp | Protocol::Api => is_stream_door,
+            });
+            assert_eq!(found, wanted, "{socket:?}");
+        }
+    }
 }

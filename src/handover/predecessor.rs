@@ -1,6 +1,7 @@
 //! The predecessor, as the new process sees it: who started this program to leave it everything. Owns what it
 //! has announced and not yet been asked for; what is done with it is up to `boot` and `control`.
 
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -63,18 +64,25 @@ impl Way {
 }
 
 impl Predecessor {
-    /// The one whose end of a channel is this process's standard input. `None`: there is none, as with every
-    /// program that was started from elsewhere.
+    /// The one whose end of a channel is this process's standard input, which is empty from then on. `None`: there
+    /// is none, as with every program that was started from elsewhere.
     ///
     /// # Errors
-    /// It has said something else than hello.
+    /// It has ended, or has said something else than hello.
     pub fn behind_stdin() -> Result<Option<Predecessor>, Fault> {
         let Ok(socket) = io::stdin().as_fd().try_clone_to_owned() else { return Ok(None) };
         let Some(channel) = Channel::over(socket) else { return Ok(None) };
-        if channel.maker()? != nix::unistd::getppid().as_raw() {
-            return Ok(None);
+        // Nothing that this process starts is to hold the channel open.
+        rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+        Predecessor::of(channel, nix::unistd::getppid().as_raw()).map(Some)
+    }
+
+    /// The process of this number, if it has made the channel. Another one is the parent once that has ended.
+    fn of(channel: Channel, parent: i32) -> Result<Predecessor, Fault> {
+        if channel.maker()? != parent {
+            return Err(Fault::Gone);
         }
-        Predecessor::over(channel).map(Some)
+        Predecessor::over(channel)
     }
 
     fn over(channel: Channel) -> Result<Predecessor, Fault> {
@@ -185,8 +193,7 @@ impl Predecessor {
     pub fn offer(&mut self) -> Result<(), Fault> {
         let format = self.format().map_err(Fault::Failed)?;
         let doors_gone = self.users.iter().map(|door| door.id).collect();
-        let version = env!("CARGO_PKG_VERSION").into();
-        let offer = Offer { version, format, expects: true, doors_gone };
+        let offer = Offer { format, expects: true, doors_gone };
         let body = serde_json::to_vec(&offer).map_err(|error| Fault::Failed(error.to_string()))?;
         self.channel.send(&Word::Offer, &body, &[], SEND_PATIENCE)
     }
@@ -230,12 +237,9 @@ impl Predecessor {
         let _ = self.channel.send(&Word::Running, &[], &[], SEND_PATIENCE);
     }
 
-    /// What the old process says while it still has sessions; ends with it.
-    ///
-    /// # Errors
-    /// It has ended, or said nothing for so long.
-    pub fn hear(&self, patience: Duration) -> Result<Packet<Word>, Fault> {
-        self.channel.receive(patience)
+    /// What the old process still says comes by this; it ends with it. What nobody has asked for is let go of.
+    pub fn into_channel(self) -> Arc<Channel> {
+        self.channel
     }
 }
 
@@ -251,6 +255,7 @@ fn everything(packet: Packet<Word>) -> Result<Inheritance, Fault> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::os::fd::{AsRawFd, RawFd};
 
     use super::*;
@@ -305,6 +310,34 @@ mod tests {
         assert!(old.control("127.0.0.1:0".parse().unwrap()).is_none());
         assert!(old.socket(Path::new("/run/lb/admin.sock")).is_some());
         assert_eq!(old.claims().into_iter().map(|(core, _)| core).collect::<Vec<_>>(), [3]);
+    }
+
+    #[test]
+    fn a_channel_that_another_process_than_the_parent_has_made_leads_to_nobody() {
+        let own = std::process::id() as i32;
+        for (parent, is_there) in [(own, true), (1, false)] {
+            let (old, new) = Channel::pair().unwrap();
+            old.send(&Word::Hello, &serde_json::to_vec(&Hello::default()).unwrap(), &[], SOON)
+                .unwrap();
+            let found = Predecessor::of(Channel::over(new).unwrap(), parent);
+            let is_gone = matches!(found, Err(Fault::Gone));
+            assert!(found.is_ok() == is_there && is_gone != is_there, "{parent}");
+        }
+    }
+
+    #[test]
+    fn listeners_that_nobody_has_asked_for_are_closed_when_only_the_channel_is_left() {
+        let (old, new) = Channel::pair().unwrap();
+        let (listener, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let own_doors = vec![OwnDoor::Socket { path: "/run/lb/admin.sock".into() }];
+        let hello = serde_json::to_vec(&Hello { own_doors, ..Hello::default() }).unwrap();
+        old.send(&Word::Hello, &hello, &[other.as_raw_fd()], SOON).unwrap();
+        drop(other);
+        let channel = Predecessor::over(Channel::over(new).unwrap()).unwrap().into_channel();
+        listener.set_read_timeout(Some(SOON)).unwrap();
+        assert_eq!((&listener).read(&mut [0; 1]).unwrap(), 0, "nobody has the other end any more");
+        old.send(&Word::Main, &[], &[], SOON).unwrap();
+        assert_eq!(channel.receive::<Word>(SOON).unwrap().word, Word::Main);
     }
 
     #[test]

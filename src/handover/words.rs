@@ -87,7 +87,6 @@ pub enum OwnDoor {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Offer {
-    pub version: String,
     /// The format of state that it wants.
     pub format: u16,
     /// It takes in descriptors that come ahead.

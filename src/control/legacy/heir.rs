@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use socket2::Socket;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio_uring::Runtime;
 
 use super::Legacy;
@@ -17,10 +17,7 @@ use crate::cluster::source::Source;
 use crate::control::conversation::Conversation;
 use crate::control::reload::Reload;
 use crate::control::stream::Stream;
-use crate::control::succession::Means;
-use crate::control::{
-    Asks, Begin, Control, Core, Ending, KinMeans, Rest, nobody, run, runtime, signals,
-};
+use crate::control::{Asks, Begin, Control, Core, Ending, KinMeans, Rest, run, signals};
 
 /// A control core that knows everything another has left, and has yet to go on with it.
 pub struct Heir {
@@ -62,15 +59,6 @@ impl Heir {
         kin: KinMeans,
     ) -> io::Result<Ending> {
         signals(reload, |asks, begin| self.go_on(runtime, (asks, begin), kin))
-    }
-
-    /// The same like [`Control::run_until`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn run_until(self, asked: mpsc::Receiver<()>) -> io::Result<()> {
-        let asks = (Asks { stops: asked, reloads: None }, nobody);
-        self.go_on(runtime()?, asks, (Means::none(), None)).map(drop)
     }
 
     fn go_on(
