@@ -16,7 +16,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::base::time::Now;
 use crate::client::demo;
@@ -65,7 +65,7 @@ pub fn serve(
     name: &str,
     program: Option<Program>,
     mut old: Option<Predecessor>,
-) -> Result<(), Trouble> {
+) -> Result<Ending, Trouble> {
     heritage::number(&mut config, old.as_ref())?;
     needs::refuse(&config)?;
     let kernel = probe::probe().map_err(|error| Trouble(error.to_string()))?;
@@ -103,17 +103,19 @@ pub fn serve(
     let outcome = control.run(reload, means).map_err(|error| Trouble(error.to_string()));
     if is_successor && outcome.is_err() {
         // Its workers stand still, or have nobody any more who leads them; they end with the process.
-        return outcome.map(drop);
+        return outcome;
     }
     plane.threads.join();
     if let Some(demo) = demo {
         demo.stop();
     }
-    // Of a process that another has succeeded there is nothing more to say.
-    if outcome? == Ending::Stopped {
-        info!("stopped");
+    match outcome.as_ref() {
+        Ok(Ending::Stopped) => info!("stopped"),
+        Ok(Ending::Orphaned) => error!("nobody serves any more: start the balancer again"),
+        // Of a process that another has succeeded there is nothing more to say.
+        Ok(Ending::Succeeded) | Err(_) => {}
     }
-    Ok(())
+    outcome
 }
 
 /// From now on the configuration has the real addresses of the users' doors.

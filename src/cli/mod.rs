@@ -102,7 +102,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let outcome = match line.command {
-        Command::Serve(arguments) => serve::run(arguments),
+        Command::Serve(arguments) => match serve::run(arguments) {
+            Ok(code) => return code,
+            Err(failure) => Err(failure),
+        },
         Command::Check(arguments) => check::run(arguments),
         Command::Backend(arguments) => backend::run(arguments),
         Command::Bench(arguments) => match bench::run(*arguments) {

@@ -1,6 +1,7 @@
 //! `lb serve`: runs the balancer until it is told to stop.
 
 use std::net::{SocketAddr, TcpListener};
+use std::process::ExitCode;
 
 use clap::Args;
 use nix::sys::prctl;
@@ -12,6 +13,7 @@ use super::flags::Flags;
 use crate::base::thread;
 use crate::base::time::Now;
 use crate::config::{Config, Listen};
+use crate::control::Ending;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::rehearsal;
 use crate::handover::successor::Program;
@@ -74,7 +76,7 @@ impl DemoHttps {
     }
 }
 
-pub fn run(arguments: Arguments) -> Result<(), Failure> {
+pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     // Before anything could replace the file.
     let program = Program::of_this_process().ok();
     let old = Predecessor::behind_stdin().map_err(|fault| {
@@ -93,7 +95,7 @@ fn start(
     arguments: Arguments,
     program: Option<Program>,
     old: Option<Predecessor>,
-) -> Result<(), Failure> {
+) -> Result<ExitCode, Failure> {
     // The process that it began with ends long before a balancer that was handed over.
     if arguments.with_parent && old.is_none() {
         prctl::set_pdeathsig(Signal::SIGTERM)?;
@@ -122,6 +124,7 @@ fn start(
     });
     let name = std::env::args_os().next().unwrap_or_default();
     let demo = usize::from(arguments.demo);
-    boot::serve(config, demo, reread, &name.to_string_lossy(), program, old)?;
-    Ok(())
+    let ending = boot::serve(config, demo, reread, &name.to_string_lossy(), program, old)?;
+    // Nothing here is at fault that only a change could mend: a service manager is to start another.
+    Ok(if ending == Ending::Orphaned { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -15,7 +15,7 @@ use http_body_util::channel::{Channel, Sender};
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue,
     REFERRER_POLICY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::server::conn::http1;
@@ -172,6 +172,15 @@ async fn converse(
 impl AdminDoor {
     fn answer(&self, request: &Request<Incoming>, peer: Peer) -> Response<Body> {
         self.hub.borrow().counters.admin_requests.one();
+        let mut response = self.respond(request, peer);
+        if self.hub.borrow().is_handed_over() {
+            // The next request is for the process that serves now.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    fn respond(&self, request: &Request<Incoming>, peer: Peer) -> Response<Body> {
         if self.came_by_a_foreign_name(request) {
             return problem(
                 StatusCode::MISDIRECTED_REQUEST,

@@ -136,6 +136,10 @@ pub struct Hub {
     lines_lost: (u64, u64),
     /// Everything is another process's by now, which has taken it up.
     is_handed_over: bool,
+    /// The same, and it has ended before it served.
+    is_orphaned: bool,
+    /// It has been asked to stop since it was handed over.
+    is_told_to_stop: bool,
 }
 
 impl Hub {
@@ -189,6 +193,8 @@ impl Hub {
             next_connection: 1,
             lines_lost: (0, 0),
             is_handed_over: false,
+            is_orphaned: false,
+            is_told_to_stop: false,
         };
         hub.follow_shares(&config);
         hub
@@ -197,6 +203,11 @@ impl Hub {
     /// Whether another process has taken everything up.
     pub fn is_handed_over(&self) -> bool {
         self.is_handed_over
+    }
+
+    /// Whether that one has ended before it served, so that nobody serves.
+    pub fn is_orphaned(&self) -> bool {
+        self.is_orphaned
     }
 
     /// A control connection goes on that another process has accepted.
@@ -286,19 +297,9 @@ impl Hub {
     pub fn tick(&mut self, now: Now) -> Outcome {
         self.workers.flush();
         let mut more = self.hear_reports(now) | self.hear_requests();
-        if self.is_handed_over {
-            self.sum_up_lines(now);
-            let done = self.advance_stop(now);
-            return Outcome { revive: Vec::new(), more: more && !done, done };
+        if !self.is_handed_over {
+            self.look_after(!more, now);
         }
-        self.sample(now);
-        self.tell_of_ended();
-        self.advance_drains(now);
-        self.release_departed(now);
-        self.advance_endings();
-        self.advance_leaving(!more, now);
-        self.retry_left_out(now);
-        self.pulse.feel(&self.workers, now);
         self.sum_up_lines(now);
         let done = self.advance_stop(now);
         if done {
@@ -306,11 +307,28 @@ impl Hub {
             while self.hear_reports(now) | self.hear_requests() {}
             more = false;
         }
-        Outcome { revive: self.unattended(), more, done }
+        let revive = if self.is_handed_over { Vec::new() } else { self.unattended() };
+        Outcome { revive, more, done }
+    }
+
+    /// What only the process does that serves. `all_heard`: the workers have no more reports.
+    fn look_after(&mut self, all_heard: bool, now: Now) {
+        self.sample(now);
+        self.tell_of_ended();
+        self.advance_drains(now);
+        self.release_departed(now);
+        self.advance_endings();
+        self.advance_leaving(all_heard, now);
+        self.retry_left_out(now);
+        self.pulse.feel(&self.workers, now);
     }
 
     /// A request to stop the balancer. A second one means at once.
     pub fn ask_to_stop(&mut self, now: Now) {
+        if self.is_handed_over && !std::mem::replace(&mut self.is_told_to_stop, true) {
+            // A service manager tells every process of the unit. This one drains already.
+            return info!("asked to stop: what could not be handed over still has its time");
+        }
         let lasts = self.config.balance.drain;
         let step = self.stop.ask(now, lasts);
         if step == StopStep::Drain {

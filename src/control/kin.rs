@@ -17,6 +17,8 @@ use crate::handover::words::Word;
 
 /// How long after a handover to which somebody came late it is tried once more.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How often the successor is told what is still counted here.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// What there is to hear.
 pub enum News {
@@ -38,6 +40,8 @@ pub struct Kin {
     heard: Option<Heard>,
     /// The last handover came to nothing, and another follows.
     has_failed: bool,
+    /// When the successor is told again what is counted here.
+    next_tell: Now,
 }
 
 impl Kin {
@@ -48,7 +52,8 @@ impl Kin {
         hub.handover.barred = means.program.as_ref().err().cloned();
         let wanted = Rc::clone(&hub.upgrade_wanted);
         let (succession, started) = Succession::new(means);
-        Kin { wanted, succession, started, heard, has_failed: false }
+        let next_tell = Now::default();
+        Kin { wanted, succession, started, heard, has_failed: false, next_tell }
     }
 
     /// The next news.
@@ -74,6 +79,8 @@ impl Kin {
                 }
             }
             News::Started(started) => match self.succession.started(started, core) {
+                // Whoever manages services is not to be told of a process that is not there any more.
+                Ok(()) if core.hub.borrow().is_orphaned() => {}
                 Ok(()) => self.succession.successor().into_iter().for_each(|successor| {
                     manager.is_succeeded_by(successor.pid());
                     successor.is_main();
@@ -113,9 +120,13 @@ impl Kin {
         core.hub.borrow_mut().handover.failed(Now::read(), step, refusal.why);
     }
 
-    /// Tells the successor what is still counted here, if there is one. Called on every tick.
-    pub fn tell(&mut self) {
-        self.succession.tell();
+    /// Tells the successor what is still counted here, if there is one and it is time, or this process is done.
+    /// Called on every tick.
+    pub fn tell(&mut self, now: Now, is_done: bool) {
+        if is_done || now >= self.next_tell {
+            self.next_tell = now.plus(TELL_EVERY);
+            self.succession.tell();
+        }
     }
 }
 

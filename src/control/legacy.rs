@@ -14,17 +14,17 @@
 //!
 //! ```text
 //! predecessor                                      successor
-//!   core.prelude()  -- names, start time, Via -->    prelude.number(&mut config), before anything is built
+//!   core.prelude(hub) -- names, Via -->               prelude.number(&mut config), before anything is built
 //!   core.freeze()
 //!   frozen.describe() -- JSON, descriptors -->       control.inherit(&legacy, sockets, now)
 //!                                                      builds everything, publishes to its workers, touches no socket
 //!   frozen.leave(), or frozen.thaw()     commit      heir.run(reload): connections and doors go on
-//!   remains.news(), now and then -- JSON -->         core.hear(&news)
+//!   remains.tell(), now and then -- JSON -->         core.hear(&news)
 //! ```
 //!
 //! After [`Frozen::leave`] the control core of the predecessor goes on for the sessions that its workers still
 //! have: it hears their reports and counts them. It lets nobody in, tells no backend anything and refuses
-//! changes. [`Remains::news`] says what was counted since and which sessions are left, so that drains in the
+//! changes. [`Remains::tell`] says what was counted since and which sessions are left, so that drains in the
 //! successor wait for them too.
 //!
 //! # What is taken up, and what is not
@@ -145,13 +145,8 @@ impl Prelude {
 }
 
 impl Core {
-    /// What a successor must know before everything else.
-    pub fn prelude(&self) -> Prelude {
-        self.prelude_of(&self.hub.borrow())
-    }
-
-    /// The same, of its hub.
-    pub fn prelude_of(&self, hub: &Hub) -> Prelude {
+    /// What a successor must know before everything else; `hub` is that of this core.
+    pub fn prelude(&self, hub: &Hub) -> Prelude {
         let numbered = |service: &Service| Numbered {
             id: service.id.0,
             name: service.name.to_string(),
@@ -256,14 +251,15 @@ pub struct News {
 }
 
 impl Remains {
-    /// What has been counted since the last time, and which sessions are left.
-    pub fn news(&mut self) -> News {
+    /// Says what has been counted since the last time, and which sessions are left. If `say` returns false, nobody
+    /// has heard it, and it is said again the next time.
+    pub fn tell(&mut self, say: impl FnOnce(&News) -> bool) {
         let hub = self.hub.borrow();
         let counts = hub.counts();
-        let since = counts.since(&self.said);
-        self.said = counts;
         let sessions = hub.sessions_here().into_iter().map(|(id, count)| (id.0, count)).collect();
-        News { counts: since, sessions }
+        if say(&News { counts: counts.since(&self.said), sessions }) {
+            self.said = counts;
+        }
     }
 }
 

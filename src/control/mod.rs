@@ -106,6 +106,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
+use tracing::info;
 
 use crate::base::publish::Publisher;
 use crate::base::thread;
@@ -150,6 +151,8 @@ pub enum Ending {
     Stopped,
     /// Another process serves in the place of this one.
     Succeeded,
+    /// Another process had everything, and has ended before it served.
+    Orphaned,
 }
 
 /// Everything the control core needs to run.
@@ -384,9 +387,11 @@ fn run(
             core.begin(lines, listeners)?;
             let kin = Kin::new(&core, means, heard);
             turn(&core, &urgent, asks, kin).await;
-            Ok(match hub.borrow().is_handed_over() {
-                true => Ending::Succeeded,
-                false => Ending::Stopped,
+            let hub = hub.borrow();
+            Ok(match (hub.is_orphaned(), hub.is_handed_over()) {
+                (true, _) => Ending::Orphaned,
+                (false, true) => Ending::Succeeded,
+                (false, false) => Ending::Stopped,
             })
         })
     });
@@ -430,9 +435,13 @@ async fn turn(core: &Core, urgent: &Notify, asks: Asks, mut kin: Kin) {
             () = urgent.notified() => {}
             Some(()) = stops.recv() => hub.borrow_mut().ask_to_stop(Now::read()),
             Some(reload) = reload_asked(&mut reloads) => {
-                manager.reloading();
-                reload.run(hub, entrance, Now::read());
-                manager.ready();
+                if hub.borrow().is_handed_over() {
+                    info!("settings are not read again: that is up to the process that serves now");
+                } else {
+                    manager.reloading();
+                    reload.run(hub, entrance, Now::read());
+                    manager.ready();
+                }
             }
             news = kin.next() => kin.take(news, core, &mut manager),
         }
@@ -444,7 +453,7 @@ async fn turn(core: &Core, urgent: &Notify, asks: Asks, mut kin: Kin) {
             urgent.notify_one();
             tokio::task::yield_now().await;
         }
-        kin.tell();
+        kin.tell(Now::read(), outcome.done);
         manager.tick(&hub.borrow(), Now::read());
         if outcome.done {
             return;

@@ -78,8 +78,10 @@ fn at(step: &'static str) -> impl Fn(Refusal) -> Failure {
 
 enum Phase {
     Serving,
-    /// A successor has been started, and told this.
-    Starting(Box<Hello>),
+    /// A successor has been started, after this many reloads.
+    Starting {
+        reloads: u64,
+    },
     /// It serves; what could not be handed over goes on here.
     Lingering(Successor, Remains),
 }
@@ -112,7 +114,7 @@ impl Succession {
         match self.phase {
             Phase::Serving if hub.stop == Stop::Serving => {}
             Phase::Serving => return Err("the balancer is stopping".into()),
-            Phase::Starting(_) => {
+            Phase::Starting { .. } => {
                 return Err("an upgrade is under way: wait for its outcome".into());
             }
             Phase::Lingering(..) => return Err("this process has been succeeded already".into()),
@@ -123,16 +125,15 @@ impl Succession {
         let passed: Result<Vec<OwnedFd>, _> = passed.map(OwnedFd::try_clone).collect();
         let passed = passed.map_err(|error| out_of_descriptors(&error))?;
         let (cores, starts) = (self.cores.clone(), self.starts.clone());
-        let told = Box::new(hello.clone());
         let started = thread::spawn("lb-upgrade", move || {
             // The successor inherits this thread's cores, and is to choose among all of them.
             sys::pin(&cores);
-            // The control core ends only after this balancer has been succeeded.
+            // If the control core has ended meanwhile, so does the successor, which is left nothing.
             let _ = starts.blocking_send(start(&program, &hello, &passed));
         });
         started.map_err(|error| format!("cannot start a thread: {error}; raise `ulimit -u`"))?;
         info!("starting a successor");
-        self.phase = Phase::Starting(told);
+        self.phase = Phase::Starting { reloads: hub.counters.reloads.get() };
         hub.handover.begun();
         Ok(())
     }
@@ -151,7 +152,7 @@ impl Succession {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             generation: hub.handover.generation,
             clock_origin: Now::origin(),
-            prelude: serde_json::to_value(core.prelude_of(hub)).unwrap_or_default(),
+            prelude: serde_json::to_value(core.prelude(hub)).unwrap_or_default(),
             via: core.via.clone(),
             doors: hub.doors.open().iter().map(user_door).collect(),
             next_door: hub.doors.next_number(),
@@ -166,9 +167,9 @@ impl Succession {
     /// Why this process goes on.
     pub fn started(&mut self, started: Started, core: &Core) -> Result<(), Failure> {
         let told = std::mem::replace(&mut self.phase, Phase::Serving);
-        let is_true = |hello: &Hello| *hello == self.hello(core, &core.hub.borrow());
+        let now = core.hub.borrow().counters.reloads.get();
         let handed = started.and_then(|(mut successor, offer)| match told {
-            Phase::Starting(hello) if !is_true(&hello) => {
+            Phase::Starting { reloads } if reloads != now => {
                 successor.end();
                 let why = "the settings were reloaded while it started";
                 Err(at("offer")(Refusal::passing(why)))
@@ -178,7 +179,9 @@ impl Succession {
         let (successor, remains) = handed.inspect_err(|Failure { step, refusal }| {
             error!(step, reason = refusal.why, "no successor: this process goes on");
         })?;
-        info!(pid = successor.pid(), "a successor serves in this process's place");
+        if !core.hub.borrow().is_orphaned() {
+            info!(pid = successor.pid(), "a successor serves in this process's place");
+        }
         self.phase = Phase::Lingering(successor, remains);
         // Nobody else is to have them when the successor closes them.
         (self.own, self.claims) = (Vec::new(), Vec::new());
@@ -190,7 +193,7 @@ impl Succession {
     pub fn successor(&self) -> Option<&Successor> {
         match &self.phase {
             Phase::Lingering(successor, _) => Some(successor),
-            Phase::Serving | Phase::Starting(_) => None,
+            Phase::Serving | Phase::Starting { .. } => None,
         }
     }
 
@@ -199,12 +202,10 @@ impl Succession {
         matches!(self.phase, Phase::Serving)
     }
 
-    /// Tells the successor what has been counted here since the last time, and which sessions are left.
+    /// Tells the successor what has been counted here since it was last told, and which sessions are left.
     pub fn tell(&mut self) {
-        if let Phase::Lingering(successor, remains) = &mut self.phase
-            && let Ok(news) = serde_json::to_vec(&remains.news())
-        {
-            successor.add(&news);
+        if let Phase::Lingering(successor, remains) = &mut self.phase {
+            remains.tell(|news| serde_json::to_vec(news).is_ok_and(|news| successor.add(&news)));
         }
     }
 }
@@ -242,19 +243,27 @@ fn hand_over(
     // Workers know of every change that has been acknowledged.
     core.hub.borrow_mut().publish();
     let frozen = core.freeze(Now::read());
+    let mut is_lost = false;
     if let Err(failure) = leave_everything(&mut successor, core, &frozen) {
         if successor.call_off() {
             core.hub.borrow().workers.ask(Request::Thaw);
             frozen.thaw(Now::read());
+            // Nobody waits for that any more.
+            successor.end();
             return Err(failure);
         }
         // It has everything, and is late to say so.
         if let Err(Refusal { why, .. }) = successor.await_running(RUNNING_PATIENCE) {
             error!(reason = why, "the successor has taken over and does not say that it serves");
+            is_lost = successor.has_ended();
         }
     }
     core.hub.borrow().workers.ask(Request::Leave);
-    Ok((successor, frozen.leave(Now::read())))
+    let remains = frozen.leave(Now::read());
+    if is_lost {
+        core.hub.borrow_mut().orphan(Now::read());
+    }
+    Ok((successor, remains))
 }
 
 /// Sends what sessions live on while they still move: that takes most of the time. What cannot be sent now goes with

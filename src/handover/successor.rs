@@ -172,13 +172,15 @@ impl Successor {
         }
     }
 
-    /// Takes everything back, and ends the successor. False: it has taken over, and everything is its.
-    pub fn call_off(&mut self) -> bool {
-        let is_ours = self.token.take();
-        if is_ours {
-            self.end();
-        }
-        is_ours
+    /// Takes everything back; the successor is to [end](Successor::end). False: it has taken over, and everything
+    /// is its.
+    pub fn call_off(&self) -> bool {
+        self.token.take()
+    }
+
+    /// Whether it is not there any more.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
     /// Ends one that was left nothing.

@@ -155,6 +155,18 @@ fn an_old_process_that_is_killed_once_the_new_one_serves_takes_nobody_with_it() 
 }
 
 #[test]
+fn a_successor_that_dies_with_everything_before_it_serves_is_no_orderly_end() {
+    let mut scene = Scene::new("taken");
+    let old = scene.balancer.pid();
+    let upgrade = scene.begin();
+    reach(&scene, "taken");
+    send(scene.successor_of(old), Signal::SIGKILL);
+    assert_eq!(scene.balancer.exit_code_of_first(), Some(1), "a service manager starts another");
+    assert!(!upgrade.join().unwrap().status.success());
+    assert!(scene.balancer.log().contains("nobody serves any more"));
+}
+
+#[test]
 fn a_successor_whose_old_process_is_killed_before_the_end_leaves() {
     for step in ["frozen", "checked"] {
         let scene = Scene::new(step);

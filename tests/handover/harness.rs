@@ -123,6 +123,11 @@ impl Balancer {
         status["handover"]["taken"]["stall_us"].as_u64().unwrap() as f64 / 1000.0
     }
 
+    /// The exit code of the process that served first, once it has ended.
+    pub fn exit_code_of_first(&mut self) -> Option<i32> {
+        self.first.wait().unwrap().code()
+    }
+
     /// Waits until a process has ended.
     pub fn wait_for_end(&self, pid: u32) {
         wait_for("the old process to end", || {

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 
 use crate::harness::{Backend, Balancer, echo_streams};
 use crate::process::Folder;
+use crate::requests::web;
 use crate::wait::{PATIENCE, wait_for};
 
 fn asks(user: &mut TcpStream, text: &[u8]) {
@@ -140,6 +141,52 @@ fn descriptors_do_not_grow() {
         balancer.upgrade();
         balancer.wait_for_end(old);
         counts.push(count(balancer.pid()));
+        // Whatever the new process starts does not inherit its way to the old one.
+        let stdin = std::fs::read_link(format!("/proc/{}/fd/0", balancer.pid())).unwrap();
+        assert_eq!(stdin, std::path::Path::new("/dev/null"));
     }
     assert!(counts[7] <= counts[1] + 2, "{counts:?}");
+}
+
+/// The answer to a request on this connection to the admin door.
+fn health(to: &mut TcpStream) -> String {
+    to.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    while !answer.ends_with("ok\n") {
+        let mut byte = [0];
+        to.read_exact(&mut byte).unwrap();
+        answer.push(char::from(byte[0]));
+    }
+    answer.to_ascii_lowercase()
+}
+
+#[test]
+fn what_still_lingers_leaves_everything_else_to_the_process_that_serves() {
+    let balancer = Balancer::start("workers = 1\n");
+    let _backend = Backend::register(&balancer, "api", web());
+    // An upload that is half done keeps the old process.
+    let mut upload = TcpStream::connect(balancer.door("api")).unwrap();
+    upload.set_read_timeout(Some(PATIENCE)).unwrap();
+    upload.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n\x01").unwrap();
+    let mut operator = TcpStream::connect(balancer.door("admin")).unwrap();
+    operator.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(!health(&mut operator).contains("connection: close"));
+    wait_for("the upload", || (balancer.status()["sessions"]["active"] == 1).then_some(()));
+    let old = balancer.pid();
+    balancer.upgrade();
+    assert!(health(&mut operator).contains("connection: close"));
+    assert_eq!(operator.read(&mut [0; 8]).unwrap(), 0);
+    let tell = |signal| kill(Pid::from_raw(old as i32), signal).unwrap();
+    tell(Signal::SIGHUP);
+    balancer.wait_for_log("settings are not read again");
+    // A service manager that stops a unit tells all of its processes.
+    tell(Signal::SIGTERM);
+    balancer.wait_for_log("asked to stop: what could not be handed over still has its time");
+    upload.write_all(b"\x02").unwrap();
+    let mut answer = [0; 12];
+    upload.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    drop(upload);
+    balancer.wait_for_end(old);
+    assert!(!balancer.log().contains("reloaded"));
 }

@@ -11,7 +11,7 @@ use crate::random::pattern;
 use crate::wait::{PATIENCE, wait_for};
 
 /// Answers each request with the length and the sum of its body, and an upgrade with an echo.
-fn web() -> u16 {
+pub fn web() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {

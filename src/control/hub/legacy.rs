@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::info;
 
@@ -298,6 +299,14 @@ impl Hub {
         self.stop_until = Some(until);
     }
 
+    /// The process that everything was handed over to has ended before it served. Nothing can be taken back, so
+    /// that this one ends at once, and whoever started it may start another.
+    pub fn orphan(&mut self, now: Now) {
+        self.is_orphaned = true;
+        let step = self.stop.ask(now, Duration::ZERO);
+        self.do_stop(step);
+    }
+
     /// The sessions that a predecessor still has, by backend; none of those not named.
     pub fn set_elsewhere(&mut self, sessions: &[(BackendId, u64)]) {
         let slot = |(id, count): &(BackendId, u64)| Some((self.backend(*id)?.slot, *count));
@@ -382,4 +391,59 @@ fn entry(from: &format::Backend, backend: Backend) -> Result<Registered, String>
     let check = check.map_err(|why| format!("the check of backend {}: {why}", backend.id))?;
     let format::Backend { since, probe, is_claimed, against, .. } = *from;
     Ok(Registered::elsewhere(backend, source, since, probe, check, is_claimed, against))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::services::CheckConfig;
+    use crate::control::hub::REPORTS_AT_ONCE;
+    use crate::control::hub::tests::{at, config, hub};
+    use crate::worker::link::{Order, Report, WorkerEnd};
+
+    /// A hub that has been left, and its worker.
+    fn left() -> (Hub, WorkerEnd) {
+        let (mut hub, worker) = hub(config(&[(1, 1)], CheckConfig::default()));
+        hub.hand_over(at(0));
+        (hub, worker)
+    }
+
+    fn orders(worker: &mut WorkerEnd) -> Vec<Order> {
+        std::iter::from_fn(|| worker.orders.pop().ok()).collect()
+    }
+
+    #[test]
+    fn what_workers_have_reported_last_is_heard_before_the_end() {
+        let (mut hub, mut worker) = left();
+        worker.metrics.counters.turns.add(2);
+        assert!(!hub.tick(at(1)).done, "they are told to stop");
+        for _ in 0..2 * REPORTS_AT_ONCE {
+            let report = Report::ConnectFailed { backend: BackendId(9), errno: 111 };
+            worker.reports.push(report).unwrap();
+        }
+        let outcome = hub.tick(at(2));
+        assert!(outcome.done && !outcome.more && outcome.revive.is_empty());
+        assert_eq!(worker.reports.slots(), worker.reports.buffer().capacity());
+    }
+
+    #[test]
+    fn who_drains_already_is_asked_to_stop_in_vain_once() {
+        let (mut hub, mut worker) = left();
+        worker.metrics.counters.sessions_active.set(1);
+        hub.ask_to_stop(at(1));
+        assert_eq!((hub.tick(at(2)).done, orders(&mut worker)), (false, vec![]));
+        hub.ask_to_stop(at(3));
+        assert_eq!(orders(&mut worker), [Order::Stop]);
+    }
+
+    #[test]
+    fn who_has_lost_its_successor_ends_at_once() {
+        let (mut hub, mut worker) = left();
+        worker.metrics.counters.sessions_active.set(1);
+        assert!(!hub.is_orphaned());
+        hub.orphan(at(1));
+        assert!(hub.is_orphaned() && orders(&mut worker) == [Order::Stop]);
+        worker.metrics.counters.sessions_active.set(0);
+        assert!(hub.tick(at(2)).done);
+    }
 }

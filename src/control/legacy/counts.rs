@@ -171,12 +171,14 @@ impl Counts {
             None => now.clone(),
         };
         let backends = self.backends.iter().map(of_backend).filter(|it| !it.values.is_zero());
+        let has_any = |it: &Service| it.numbers().any(|number| number > 0);
+        let services = self.services.iter().map(of_service).filter(has_any);
         Counts {
             bounds_us: self.bounds_us.clone(),
             workers: workers.collect(),
             control: self.control.since(&before.control),
             backends: backends.collect(),
-            services: self.services.iter().map(of_service).collect(),
+            services: services.collect(),
         }
     }
 
