@@ -38,7 +38,7 @@ use crate::proxy::line::Features;
 use crate::ring::{probe, sys};
 use doors::open_users;
 use heritage::Heirs;
-pub use plane::{DataPlane, WORKERS_MAX, buffers, workers};
+pub use plane::{DataPlane, WORKER_THREAD, WORKERS_MAX, buffers, workers};
 
 /// Why the balancer did not start: one sentence for the operator, with the cure.
 #[derive(Debug)]

@@ -42,6 +42,9 @@ use crate::worker::{family, http as api};
 
 pub use crate::config::keys::WORKERS_MAX;
 
+/// How the names of the workers' threads begin, by which other processes know a balancer.
+pub const WORKER_THREAD: &str = "lb-worker-";
+
 const ENDED: &str = "a worker ended while starting";
 
 /// The running workers, and what the control core needs of them.
@@ -67,7 +70,7 @@ fn spawn<T: Send + 'static>(
     number: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, Trouble> {
-    thread::spawn(&format!("lb-worker-{number}"), work).map_err(|error| {
+    thread::spawn(&format!("{WORKER_THREAD}{number}"), work).map_err(|error| {
         Trouble(format!(
             "cannot start a worker thread: {error}; raise `ulimit -u` (systemd: TasksMax), or lower workers"
         ))

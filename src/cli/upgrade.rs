@@ -110,7 +110,7 @@ async fn ask(door: &Door, before: &Status) -> Result<(), Failure> {
     }
     match before.handover.refuses() {
         Some(why) => Err(Failure(why.to_owned())),
-        None => running::tell(before, Signal::SIGUSR2),
+        None => running::tell(&running::status(&door.admin).await?, Signal::SIGUSR2),
     }
 }
 

@@ -34,8 +34,8 @@ impl Balancer {
     pub fn start_as(settings: &str, how: impl FnOnce(&mut Command)) -> Balancer {
         let folder = Folder::new("handover");
         let file = folder.write("lb.toml", settings);
-        // A name of its own, so that it can be replaced like an installed program.
-        let program = folder.path().join("lb");
+        // A name of its own, so that it can be replaced like an installed program; which name does not matter.
+        let program = folder.path().join("balancer");
         std::fs::hard_link(env!("CARGO_BIN_EXE_lb"), &program)
             .or_else(|_| std::fs::copy(env!("CARGO_BIN_EXE_lb"), &program).map(drop))
             .unwrap();
