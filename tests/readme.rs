@@ -19,9 +19,10 @@ fn root() -> &'static Path {
 }
 
 /// The README and the reference: every document checked against the program.
-const DOCUMENTS: [&str; 10] = [
+const DOCUMENTS: [&str; 11] = [
     "README.md",
     "deploy/doc/operating.md",
+    "deploy/doc/upgrading.md",
     "deploy/doc/containers.md",
     "deploy/doc/cluster.md",
     "deploy/doc/settings.md",
