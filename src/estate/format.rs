@@ -11,9 +11,6 @@
 //! it as one that must not be. What is read is checked as if a stranger had written it; the sums find faults,
 //! not forgers.
 
-use std::hash::Hasher;
-
-use siphasher::sip::SipHasher13;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -116,7 +113,11 @@ impl<S> State<S> {
         }
         let (format, count) = (U16::new(NEWEST), U16::new(sections.len() as u16));
         let head = Head { mark: MARK, format, sections: count };
-        let mut writer = Writer { out: head.as_bytes().to_vec(), sockets: Vec::new() };
+        let bodies = sections.iter().map(|(_, _, it)| it.records.len() + it.bytes.len());
+        let heads = size_of::<Head>() + sections.len() * size_of::<SectionHead>();
+        let mut out = Vec::with_capacity(heads + bodies.sum::<usize>());
+        out.extend_from_slice(head.as_bytes());
+        let mut writer = Writer { out, sockets: Vec::new() };
         for (kind, worker, parcel) in sections {
             writer.section(kind, worker, parcel);
         }
@@ -251,9 +252,9 @@ fn section<'a>(rest: &mut &'a [u8]) -> Result<(SectionHead, &'a [u8]), String> {
 }
 
 fn sum(parts: &[&[u8]]) -> u64 {
-    let mut hasher = SipHasher13::new();
-    parts.iter().for_each(|part| hasher.write(part));
-    hasher.finish()
+    let mut hasher = crc32fast::Hasher::new();
+    parts.iter().for_each(|part| hasher.update(part));
+    hasher.finalize().into()
 }
 
 #[cfg(test)]
