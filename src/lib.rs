@@ -27,6 +27,7 @@
 //! | what happens to a request? | [`worker::http::driver`], then [`worker::http::sessions`] and [`proxy::http`] |
 //! | what is a protocol to its worker's loop? | [`worker::driver`], held by [`worker::shell`] |
 //! | how does a worker stand still, lose nothing and go on? | [`worker::brake`], then `worker::standstill` |
+//! | how does a user follow whose request was under way then? | [`worker::late`], then `worker::followers` |
 //! | what lies between a user who speaks TLS and its session? | [`worker::lobby`], then [`proxy::tls`] and [`tls`] |
 //! | and between a session and a backend that is reached by TLS? | [`worker::approach`], then the same |
 //! | who gets the next user? | [`balance`] |
@@ -41,8 +42,8 @@
 //! # Layers, low to high
 //!
 //! `base` < `tls` < `cluster`, `http`, `ring::pool` < `metrics`, `config`, `logs`, `balance`, `session`, `estate` <
-//! `handover`, `proxy`, `worker::brake`, `worker::link`, `worker::opening`, `worker::books`, `worker::slots`, `worker::starved`,
-//! `worker::grace`, `worker::ends`, `worker::cx` < `worker::tcp::sessions`, `worker::udp::sessions`, `worker::http::sessions` <
+//! `handover`, `proxy`, `worker::brake`, `worker::late`, `worker::link`, `worker::opening`, `worker::books`,
+//! `worker::slots`, `worker::starved`, `worker::grace`, `worker::ends`, `worker::cx` < `worker::tcp::sessions`, `worker::udp::sessions`, `worker::http::sessions` <
 //! `ring` < `worker`, `control`, `client`, `load` < `boot` < `cli`.
 //! A module uses only what is below it; `tests/tidy.rs` enforces this.
 

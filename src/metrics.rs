@@ -157,6 +157,8 @@ table! {
         Counter api_fallbacks: "API requests that a service left to its `fallback`, in maintenance or for want of a backend.",
         Counter api_maintenance: "API requests refused because their service is under maintenance (503).",
         Counter api_heads_shed: "API users turned away because incomplete requests took up too much memory.",
+        Counter api_users_followed: "API users who were in the middle of a request at an upgrade, and went on here when it had been answered.",
+        Counter api_users_lost: "API users who could not go on here after an upgrade, and were disconnected between two requests.",
         Counter api_cut_short: "API requests whose response did not reach the user whole.",
         Counter api_upstream_reused: "API requests sent over a reused connection to a backend.",
         Counter api_requests_unlogged: "API requests without a log line, because there were too many.",

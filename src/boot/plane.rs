@@ -443,6 +443,7 @@ impl Plan {
             orders: self.end.orders,
             doors: self.end.doors,
             brake: self.end.brake,
+            late: self.end.late,
             wake: self.end.wake,
         };
         Shell::new(ring, drivers, rest)

@@ -138,8 +138,9 @@ pub struct Hub {
     is_handed_over: bool,
     /// The same, and it has ended before it served.
     is_orphaned: bool,
-    /// It has been asked to stop since it was handed over.
+    /// It has been asked to stop since it was handed over, and again.
     is_told_to_stop: bool,
+    is_hurried: bool,
 }
 
 impl Hub {
@@ -195,6 +196,7 @@ impl Hub {
             is_handed_over: false,
             is_orphaned: false,
             is_told_to_stop: false,
+            is_hurried: false,
         };
         hub.follow_shares(&config);
         hub
@@ -329,6 +331,7 @@ impl Hub {
             // A service manager tells every process of the unit. This one drains already.
             return info!("asked to stop: what could not be handed over still has its time");
         }
+        self.is_hurried |= self.is_handed_over;
         let lasts = self.config.balance.drain;
         let step = self.stop.ask(now, lasts);
         if step == StopStep::Drain {

@@ -21,7 +21,7 @@ use crate::estate::api::UserRecord;
 use crate::estate::format::State;
 use crate::estate::{DoorRecord, Estate};
 use crate::handover::channel::{Fault, Packet};
-use crate::handover::predecessor::{Inheritance, Left, Predecessor};
+use crate::handover::predecessor::{Beside, Inheritance, Left, Predecessor};
 use crate::handover::rehearsal::pause_at;
 use crate::handover::words::Word;
 use crate::ring::sys::{self, Kind};
@@ -42,7 +42,11 @@ const HEAR_EVERY: Duration = Duration::from_secs(60);
 const HEARD_MAX: usize = 16;
 
 /// What the predecessor still says, until it has ended.
-pub type Heard = mpsc::Receiver<Packet<Word>>;
+pub struct Heard {
+    pub packets: mpsc::Receiver<Packet<Word>>,
+    /// Its doors that have another number here.
+    pub beside: Beside,
+}
 
 /// Takes everything over. The workers serve when this returns; the control core goes on when it runs.
 ///
@@ -244,9 +248,9 @@ fn open(door: &OpenDoor, mut sockets: Vec<OwnedFd>, hub: &mut Hub) -> Result<(),
 
 /// Hears the predecessor until it has ended.
 fn hear(old: Predecessor) -> Heard {
-    let (say, heard) = mpsc::channel(HEARD_MAX);
+    let (say, packets) = mpsc::channel(HEARD_MAX);
     // Whoever waits at a door of the predecessor that is not wanted here is not kept waiting by this thread.
-    let old = old.into_channel();
+    let (old, beside) = old.into_channel();
     let started = thread::spawn("lb-predecessor", move || {
         loop {
             match old.receive(HEAR_EVERY) {
@@ -265,7 +269,7 @@ fn hear(old: Predecessor) -> Heard {
     if let Err(error) = started {
         warn!(%error, "what the old process still counts is not heard: no thread");
     }
-    heard
+    Heard { packets, beside }
 }
 
 #[cfg(test)]

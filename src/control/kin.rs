@@ -1,6 +1,8 @@
 //! The processes before and after this one, as the control core's main loop hears of them. Owns what is done
 //! about the news; the steps of a handover are `succession`'s and `inheritance`'s.
 
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,6 +14,9 @@ use super::inheritance::Heard;
 use super::manager::Manager;
 use super::succession::{Failure, Means, Started, Succession};
 use crate::base::time::Now;
+use crate::estate::Estate;
+use crate::estate::api::UserRecord;
+use crate::estate::format::State;
 use crate::handover::channel::Packet;
 use crate::handover::words::Word;
 
@@ -42,6 +47,8 @@ pub struct Kin {
     has_failed: bool,
     /// When the successor is told again what is counted here.
     next_tell: Now,
+    /// Users from the predecessor for whom the workers have no room yet.
+    guests: VecDeque<Estate<OwnedFd>>,
 }
 
 impl Kin {
@@ -53,7 +60,15 @@ impl Kin {
         let wanted = Rc::clone(&hub.upgrade_wanted);
         let (succession, started) = Succession::new(means);
         let next_tell = Now::default();
-        Kin { wanted, succession, started, heard, has_failed: false, next_tell }
+        Kin {
+            wanted,
+            succession,
+            started,
+            heard,
+            has_failed: false,
+            next_tell,
+            guests: VecDeque::new(),
+        }
     }
 
     /// The next news.
@@ -61,7 +76,10 @@ impl Kin {
         tokio::select! {
             () = self.wanted.notified() => News::Wanted,
             Some(started) = self.started.recv() => News::Started(started),
-            heard = heard(&mut self.heard) => heard.map_or(News::Alone, News::Heard),
+            // Whoever waits is let in first.
+            heard = heard(&mut self.heard), if self.guests.is_empty() => {
+                heard.map_or(News::Alone, News::Heard)
+            }
         }
     }
 
@@ -94,6 +112,12 @@ impl Kin {
                     warn!(reason, "what the predecessor still counts is not understood");
                 }
             }
+            News::Heard(Packet { word: Word::Late, body, descriptors }) => {
+                if let Err(reason) = self.receive(&body, descriptors) {
+                    warn!(reason, "users from the predecessor cannot be taken up");
+                }
+                self.pass_on(core);
+            }
             News::Heard(_) => {}
             News::Alone => {
                 info!("the process that was succeeded has ended");
@@ -120,6 +144,45 @@ impl Kin {
         core.hub.borrow_mut().handover.failed(Now::read(), step, refusal.why);
     }
 
+    /// Users come from the predecessor.
+    fn receive(&mut self, text: &[u8], sockets: Vec<OwnedFd>) -> Result<(), String> {
+        let Some(Heard { beside, .. }) = &self.heard else { return Ok(()) };
+        for mut estate in State::read(text, sockets)?.estates {
+            let door =
+                |user: &mut UserRecord| user.door = beside.asked_for_as(user.door.get()).into();
+            estate.api.amend(door);
+            self.guests.push_back(estate);
+        }
+        Ok(())
+    }
+
+    /// Has users go on where they are served: here, or in the successor if there is one. Called on every tick.
+    pub fn pass_on(&mut self, core: &Core) {
+        let workers = &core.hub.borrow().workers;
+        let Some(successor) = self.succession.successor() else {
+            while let Some(guest) = self.guests.pop_front() {
+                if let Err(guest) = workers.take_in(guest) {
+                    return self.guests.push_front(*guest);
+                }
+            }
+            return;
+        };
+        for estate in self.guests.drain(..).chain(workers.departed()) {
+            let passed =
+                if workers.lets_depart() { successor.pass(estate) } else { Err(Box::new(estate)) };
+            if let Err(estate) = passed {
+                // They stay, and all others too. A worker that has no room for them has ended.
+                workers.let_depart(false);
+                let _ = workers.take_in(*estate);
+            }
+        }
+    }
+
+    /// Whether somebody may still have to be passed on from the predecessor to the successor.
+    pub fn is_between(&self, core: &Core, now: Now) -> bool {
+        self.heard.is_some() && core.hub.borrow().may_linger(now)
+    }
+
     /// Tells the successor what is still counted here, if there is one and it is time, or this process is done.
     /// Called on every tick.
     pub fn tell(&mut self, now: Now, is_done: bool) {
@@ -133,7 +196,7 @@ impl Kin {
 /// The next message; `None` once there can be no more. Never, if there is nobody to hear.
 async fn heard(from: &mut Option<Heard>) -> Option<Packet<Word>> {
     match from {
-        Some(from) => from.recv().await,
+        Some(from) => from.packets.recv().await,
         None => std::future::pending().await,
     }
 }

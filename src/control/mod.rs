@@ -453,9 +453,10 @@ async fn turn(core: &Core, urgent: &Notify, asks: Asks, mut kin: Kin) {
             urgent.notify_one();
             tokio::task::yield_now().await;
         }
+        kin.pass_on(core);
         kin.tell(Now::read(), outcome.done);
         manager.tick(&hub.borrow(), Now::read());
-        if outcome.done {
+        if outcome.done && !kin.is_between(core, Now::read()) {
             return;
         }
         for backend in outcome.revive {

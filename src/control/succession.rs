@@ -258,6 +258,7 @@ fn hand_over(
             is_lost = successor.has_ended();
         }
     }
+    core.hub.borrow().workers.let_depart(offer.takes_late);
     core.hub.borrow().workers.ask(Request::Leave);
     let remains = frozen.leave(Now::read());
     if is_lost {

@@ -3,6 +3,7 @@
 //! Nothing here waits for a worker.
 
 mod inherited;
+mod late;
 mod standstill;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};

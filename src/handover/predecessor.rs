@@ -32,8 +32,7 @@ pub struct Predecessor {
     own: Vec<(OwnDoor, Option<OwnedFd>)>,
     /// Doors of users that nobody has asked for yet.
     users: Vec<UserDoor>,
-    /// Doors that are where another is, which has been asked for.
-    beside: Vec<(u16, u16)>,
+    beside: Beside,
     claims: Vec<(usize, OwnedFd)>,
 }
 
@@ -48,6 +47,18 @@ pub enum Left {
     /// That were all of them.
     AllAhead,
     Everything(Inheritance),
+}
+
+/// Doors that are where another is, which has been asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Beside(Vec<(u16, u16)>);
+
+impl Beside {
+    /// The number by which the sockets of a door are asked for: that of another one, if both are in one place.
+    pub fn asked_for_as(&self, door: u16) -> u16 {
+        let beside = self.0.iter().find(|(other, _)| *other == door);
+        beside.map_or(door, |(_, asked)| *asked)
+    }
 }
 
 /// The way back to the old process.
@@ -105,7 +116,7 @@ impl Predecessor {
             hello,
             own,
             users,
-            beside: Vec::new(),
+            beside: Beside::default(),
             claims,
         })
     }
@@ -166,14 +177,13 @@ impl Predecessor {
         let is_beside =
             |other: &mut UserDoor| other.address == door.address && other.protocol == door.protocol;
         let beside = self.users.extract_if(.., is_beside);
-        self.beside.extend(beside.map(|other| (other.id, door.id)));
+        self.beside.0.extend(beside.map(|other| (other.id, door.id)));
         Some(door)
     }
 
     /// The number by which the sockets of a door are asked for: that of another one, if both are in one place.
     pub fn asked_for_as(&self, door: u16) -> u16 {
-        let beside = self.beside.iter().find(|(other, _)| *other == door);
-        beside.map_or(door, |(_, asked)| *asked)
+        self.beside.asked_for_as(door)
     }
 
     /// The name in `Via` that it has made up.
@@ -193,7 +203,7 @@ impl Predecessor {
     pub fn offer(&mut self) -> Result<(), Fault> {
         let format = self.format().map_err(Fault::Failed)?;
         let doors_gone = self.users.iter().map(|door| door.id).collect();
-        let offer = Offer { format, expects: true, doors_gone };
+        let offer = Offer { format, expects: true, takes_late: true, doors_gone };
         let body = serde_json::to_vec(&offer).map_err(|error| Fault::Failed(error.to_string()))?;
         self.channel.send(&Word::Offer, &body, &[], SEND_PATIENCE)
     }
@@ -238,8 +248,8 @@ impl Predecessor {
     }
 
     /// What the old process still says comes by this; it ends with it. What nobody has asked for is let go of.
-    pub fn into_channel(self) -> Arc<Channel> {
-        self.channel
+    pub fn into_channel(self) -> (Arc<Channel>, Beside) {
+        (self.channel, self.beside)
     }
 }
 
@@ -333,7 +343,7 @@ mod tests {
         let hello = serde_json::to_vec(&Hello { own_doors, ..Hello::default() }).unwrap();
         old.send(&Word::Hello, &hello, &[other.as_raw_fd()], SOON).unwrap();
         drop(other);
-        let channel = Predecessor::over(Channel::over(new).unwrap()).unwrap().into_channel();
+        let channel = Predecessor::over(Channel::over(new).unwrap()).unwrap().into_channel().0;
         listener.set_read_timeout(Some(SOON)).unwrap();
         assert_eq!((&listener).read(&mut [0; 1]).unwrap(), 0, "nobody has the other end any more");
         old.send(&Word::Main, &[], &[], SOON).unwrap();

@@ -11,8 +11,9 @@ use std::time::Duration;
 use super::channel::{Channel, Fault, Packet, Token};
 use super::out_of_descriptors;
 use super::words::{Hello, Offer, Word};
+use crate::estate::Estate;
 use crate::estate::ahead::Ahead;
-use crate::estate::format::{NEWEST, OLDEST};
+use crate::estate::format::{NEWEST, OLDEST, State};
 
 /// How long a successor may take from its start until it could go on: settings, rings, threads, doors.
 pub const START_PATIENCE: Duration = Duration::from_secs(10);
@@ -201,6 +202,20 @@ impl Successor {
         self.channel.send(&Word::Difference, difference, &[], SEND_PATIENCE).is_ok()
     }
 
+    /// Passes on users who have left a worker.
+    ///
+    /// # Errors
+    /// The users: it is gone, or does not take them in time.
+    pub fn pass(&self, estate: Estate<OwnedFd>) -> Result<(), Box<Estate<OwnedFd>>> {
+        let (text, sockets) = State { legacy: Default::default(), estates: vec![estate] }.write();
+        let raw: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+        if self.channel.send(&Word::Late, &text, &raw, SEND_PATIENCE).is_ok() {
+            return Ok(());
+        }
+        let back = State::read(&text, sockets).ok().and_then(|mut state| state.estates.pop());
+        Err(Box::new(back.expect("what has been written reads back")))
+    }
+
     fn hear(&mut self, patience: Duration) -> Result<Packet<Word>, Refusal> {
         match self.channel.receive(patience) {
             Ok(Packet { word: Word::No(why), .. }) => Err(Refusal::lasting(why)),
@@ -221,4 +236,38 @@ impl Successor {
 
 fn out_of_turn(word: &Word, wanted: &str) -> Refusal {
     Refusal::lasting(format!("the new process said {word:?} in place of {wanted}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros;
+
+    use super::*;
+    use crate::estate::api::UserRecord;
+
+    #[test]
+    fn users_whom_a_successor_does_not_take_any_more_come_back() {
+        let (channel, other) = Channel::pair().unwrap();
+        let child = Command::new("true").spawn().unwrap();
+        let mut successor = Successor { child, channel, token: Token::new().unwrap() };
+        let estate = || {
+            let mut estate = Estate::new(3);
+            estate.api.push(&UserRecord::new_zeroed());
+            estate.api.add_socket(std::fs::File::open("/dev/null").unwrap().into());
+            estate
+        };
+        assert!(successor.pass(estate()).is_ok());
+        let other = Channel::over(other).unwrap();
+        let Packet { word, body, descriptors } = other.receive::<Word>(SEND_PATIENCE).unwrap();
+        let taken = State::read(&body, descriptors).unwrap().estates;
+        assert_eq!((word, taken.len()), (Word::Late, 1));
+        drop(other);
+        // A process that another test has just begun may have the other end for a moment.
+        let back = std::iter::repeat_with(|| successor.pass(estate()).err()).take(10_000);
+        let back = back.flatten().next().unwrap();
+        for estate in [taken.into_iter().next().unwrap(), *back] {
+            assert_eq!((estate.worker, estate.api.len(), estate.api.sockets.len()), (3, 1, 1));
+        }
+        successor.end();
+    }
 }

@@ -34,6 +34,9 @@ pub enum Word {
     /// From the old one, which still has sessions that could not be handed over: by how much its counters
     /// have grown, as the body.
     Difference,
+    /// From the old one: users who were in the middle of something, and no longer are (`estate::format`), and their
+    /// sockets.
+    Late,
 }
 
 /// What a successor needs before it can say whether it goes on.
@@ -93,6 +96,8 @@ pub struct Offer {
     pub expects: bool,
     /// Doors of the old process that it does not open, by their numbers.
     pub doors_gone: Vec<u16>,
+    /// It takes up users one by one when it serves.
+    pub takes_late: bool,
 }
 
 #[cfg(test)]

@@ -122,4 +122,14 @@ pub trait Driver {
 
     /// Goes on. Receives find blocks again.
     fn thaw(&mut self, turn: &mut Turn<'_>);
+
+    /// Whether those who are still here once others have left may follow them one by one. Said before
+    /// [`Order::Drain`]; from a later `false` on, whoever has not gone stays to its end.
+    fn may_depart(&mut self, _may: bool, _turn: &mut Turn<'_>) {}
+
+    /// Describes those who can follow at this moment, and forgets them at once. The worker goes on.
+    fn depart(&mut self, _estate: &mut Estate<OwnedFd>, _turn: &mut Turn<'_>) {}
+
+    /// Takes up those who come one by one, each by itself. The worker goes on.
+    fn join(&mut self, _estate: &mut Estate<OwnedFd>, _turn: &mut Turn<'_>) {}
 }

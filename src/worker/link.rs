@@ -9,6 +9,7 @@ use std::sync::Arc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::brake::{Brake, Request};
+use super::late::Late;
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
 use crate::cluster::{BackendId, Barrier, DoorId, Protocol, ServiceId, Snapshot};
@@ -267,6 +268,8 @@ pub struct ControlEnd {
     pub shard: Arc<Shard>,
     /// By which the worker is made to stand still, and to go on.
     pub brake: Arc<Brake>,
+    /// By which users leave for another process, or come from one, while it goes on.
+    pub late: Arc<Late>,
     /// Written after an order, a snapshot or a change of doors, to make a sleeping worker look.
     pub wake: Arc<EventFd>,
 }
@@ -308,6 +311,7 @@ pub struct WorkerEnd {
     pub metrics: Arc<WorkerMetrics>,
     pub shard: ShardWriter,
     pub brake: Arc<Brake>,
+    pub late: Arc<Late>,
     pub wake: Arc<EventFd>,
     /// Notified after [`Report::ConnectFailed`], [`Report::UpstreamTlsFailed`] and [`Report::Unanswered`] only; other
     /// reports wait for the control core's tick.
@@ -333,7 +337,7 @@ pub fn link(
         // a third.
         EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
     )?);
-    let brake = Arc::<Brake>::default();
+    let (brake, late) = (Arc::<Brake>::default(), Arc::new(Late::new(Arc::clone(&urgent))));
     let control = ControlEnd {
         worker,
         orders: orders_in,
@@ -343,6 +347,7 @@ pub fn link(
         metrics: Arc::clone(&metrics),
         shard,
         brake: Arc::clone(&brake),
+        late: Arc::clone(&late),
         wake: Arc::clone(&wake),
     };
     let worker = WorkerEnd {
@@ -355,6 +360,7 @@ pub fn link(
         metrics,
         shard: writer,
         brake,
+        late,
         wake,
         urgent,
     };

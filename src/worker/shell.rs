@@ -23,6 +23,7 @@ use super::brake::{Brake, Request};
 use super::driver::{Driver, Turn};
 use super::ends::Ends;
 use super::family;
+use super::late::Late;
 use super::link::{DoorChange, Order};
 use crate::base::publish::Subscriber;
 use crate::base::time::Now;
@@ -51,6 +52,7 @@ pub struct WorkerLoop {
     pub orders: rtrb::Consumer<Order>,
     pub doors: rtrb::Consumer<(Protocol, DoorChange)>,
     pub brake: Arc<Brake>,
+    pub late: Arc<Late>,
     /// Written when there is a new snapshot, an order, a change of doors or a request to stand still.
     pub wake: Arc<EventFd>,
 }
@@ -65,6 +67,8 @@ pub struct Shell {
     /// Orders to end the sessions of backends, until all that have come are in.
     ends: Ends,
     course: Course,
+    /// Others go on in the place of those who were here.
+    pub(super) has_left: bool,
 }
 
 /// What the loop is about.
@@ -102,6 +106,7 @@ impl Shell {
             parts,
             ends: Ends::default(),
             course: Course::Serving,
+            has_left: false,
         };
         for (family, driver) in drivers {
             let post = &mut shell.by_family[family::number(family)];
@@ -123,6 +128,7 @@ impl Shell {
                 self.course = Course::Serving;
                 self.stand_still(&mut completions)?;
                 self.look_at_brake();
+                self.take_late(Now::read());
             }
             self.ring.enter(Some(self.patience(more_wait)))?;
             more_wait = self.ring.reap(&mut completions);
@@ -135,6 +141,9 @@ impl Shell {
                 self.complete(now, done);
             }
             self.take_orders(now);
+            if self.has_left {
+                self.let_depart(now);
+            }
             self.housekeep(now);
             if let Course::Stopping(at) = self.course
                 && (self.live() == 0 || now >= at)
@@ -163,6 +172,7 @@ impl Shell {
         let post = usize::from(self.by_family[family::number(done.tag.kind)]);
         let Some(post) = self.posts.get_mut(post) else {
             self.woken(done);
+            self.take_late(now);
             return self.look_at_brake();
         };
         (post.due, post.heard_at) = (now, now);
@@ -393,6 +403,18 @@ pub(super) mod tests {
         fn thaw(&mut self, _: &mut Turn<'_>) {
             self.says("thaw".into());
         }
+
+        fn may_depart(&mut self, may: bool, _: &mut Turn<'_>) {
+            self.says(if may { "all may depart" } else { "nobody may depart" }.into());
+        }
+
+        fn depart(&mut self, _: &mut Estate<OwnedFd>, _: &mut Turn<'_>) {
+            self.says("depart".into());
+        }
+
+        fn join(&mut self, estate: &mut Estate<OwnedFd>, _: &mut Turn<'_>) {
+            self.says(format!("join those of {}", estate.worker));
+        }
     }
 
     /// A loop with two scripted drivers of neighbouring families.
@@ -408,14 +430,14 @@ pub(super) mod tests {
     impl Stage {
         /// Both drivers have had their first turn.
         pub fn new() -> Stage {
-            let Joined { books, control, publisher, snapshots, orders, doors, brake, wake } =
+            let Joined { books, control, publisher, snapshots, orders, doors, brake, late, wake } =
                 joined(Snapshot::default(), 1);
             let scripts = [(); 2].map(|()| Rc::<RefCell<Script>>::default());
             let played = |number: usize| Box::new(Played(Rc::clone(&scripts[number])));
             let drivers: Vec<(u8, Box<dyn Driver>)> =
                 vec![(family::TCP, played(0)), (family::UDP, played(1))];
             let ring = Ring::new(RingSettings::with_bytes(1 << 20, false)).unwrap();
-            let parts = WorkerLoop { books, snapshots, orders, doors, brake, wake };
+            let parts = WorkerLoop { books, snapshots, orders, doors, brake, late, wake };
             let shell = Shell::new(ring, drivers, parts);
             let mut stage = Stage { shell, scripts, control, publisher };
             stage.turn(AT, &[]);

@@ -230,10 +230,13 @@ impl Shell {
         // Before the sessions, whose replies leave by a door.
         self.change_doors(now);
         let has_left = asked.what() == Request::Leave;
+        self.has_left |= has_left;
+        let may_depart = self.parts.late.is_open();
         let (ring, books) = (&mut self.ring, &mut self.parts.books);
         for post in &mut self.posts {
             post.driver.thaw(&mut Turn { now, ring, books });
             if has_left {
+                post.driver.may_depart(may_depart, &mut Turn { now, ring, books });
                 post.driver.order(Order::Drain, &mut Turn { now, ring, books });
             }
         }
@@ -286,8 +289,10 @@ mod tests {
         let said = heard(&mut stage, &[Request::Freeze, Request::Describe, Request::Thaw]);
         assert_eq!(said, "freeze, describe, adopt 7, thaw", "orders wait");
         stage.publisher.publish(Snapshot { version: 8, ..Snapshot::default() });
+        stage.control.late.set_open(true);
         let said = heard(&mut stage, &[Request::Inherit, Request::Freeze, Request::Leave]);
-        assert_eq!(said, "freeze, adopt 8, inherit at version 8, leave, thaw, Drain");
+        let left = "leave, thaw, all may depart, Drain";
+        assert_eq!(said, format!("freeze, adopt 8, inherit at version 8, {left}"));
     }
 
     fn asked(what: Request) -> Asked {

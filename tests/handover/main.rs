@@ -2,6 +2,7 @@
 
 mod failures;
 mod harness;
+mod late;
 mod operators;
 mod peers;
 mod requests;

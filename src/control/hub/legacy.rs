@@ -299,6 +299,12 @@ impl Hub {
         self.stop_until = Some(until);
     }
 
+    /// Whether this process, which has been succeeded, may still be there without sessions of its own.
+    pub fn may_linger(&self, now: Now) -> bool {
+        let in_time = self.stop_until.is_some_and(|until| now < until);
+        self.is_handed_over && !self.is_orphaned && !self.is_hurried && in_time
+    }
+
     /// The process that everything was handed over to has ended before it served. Nothing can be taken back, so
     /// that this one ends at once, and whoever started it may start another.
     pub fn orphan(&mut self, now: Now) {

@@ -61,6 +61,8 @@ pub struct Gateway {
     draining: bool,
     /// The next answer that begins is the last.
     retiring: bool,
+    /// It goes on elsewhere as soon as it is between two requests.
+    pub(super) departing: bool,
     /// Why the first request is refused.
     pub(super) refuses: Option<&'static str>,
     pub(super) moved: [u64; 2],
@@ -110,6 +112,7 @@ impl Gateway {
             heard: now,
             draining: false,
             retiring: false,
+            departing: false,
             refuses: None,
             moved: [0; 2],
         }
@@ -284,18 +287,6 @@ impl Gateway {
         matches!(self.phase, Phase::Tunnel(_))
     }
 
-    /// When something last moved, or the phase began.
-    pub fn active_at(&self) -> Now {
-        self.active
-    }
-
-    /// A peer has acknowledged some of what the kernel holds for it.
-    pub fn took(&mut self, now: Now) {
-        if self.is_sending() || self.is_tunnel() {
-            self.active = now;
-        }
-    }
-
     /// Whether a receive waits for blocks.
     pub fn is_starved(&self, side: Side) -> bool {
         match (&self.phase, side) {
@@ -348,7 +339,8 @@ impl Gateway {
         if buf.is_empty() {
             return cx.pool.give_back(buf);
         }
-        match &mut self.phase {
+        match self.phase {
+            Phase::Head if self.is_packing() => self.keep_for_later(buf, cx.pool),
             Phase::Head => {
                 // The whole head has one time limit, however its bytes arrive.
                 if self.stash.is_empty() {
@@ -375,6 +367,7 @@ impl Gateway {
     /// The user will send no more. Requests that are already complete are still answered.
     fn user_finished(&mut self, cx: &mut Context<'_>) {
         match self.phase {
+            Phase::Head if self.keeps_requests() => self.departing = false,
             Phase::Head | Phase::Lingering { .. } => self.end(EndReason::Finished, false, cx),
             Phase::Exchange if matches!(self.exchange.upload, Upload::Flowing(_)) => {
                 self.malformed(Malformed::new(400, "the request's body ended early"), cx);
@@ -446,7 +439,8 @@ impl Gateway {
     /// The one place that decides what happens next, from the present state.
     pub(super) fn advance(&mut self, cx: &mut Context<'_>) {
         loop {
-            if matches!(self.phase, Phase::Head) && self.stash.len() > self.stash_seen {
+            let has_more = matches!(self.phase, Phase::Head) && self.stash.len() > self.stash_seen;
+            if has_more && !self.is_packing() {
                 self.read_stash(cx);
             }
             self.flush(cx);
@@ -552,6 +546,7 @@ impl Gateway {
         let down = self.downward.blocks() + self.client.sending().blocks();
         let sparing = self.client.is_sparing(cx.pool);
         let wanted = match (&self.phase, &self.exchange.upload) {
+            (Phase::Head, _) if self.is_packing() => return self.client.stop(Side::Client, out),
             // What arrives is a request, and will be answered.
             (Phase::Head, _) if sparing => self.client.sees_room(Side::Client, out),
             (Phase::Head | Phase::Lingering { .. }, _) => true,

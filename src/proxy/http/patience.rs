@@ -16,6 +16,18 @@ impl Gateway {
         [self.ends_at(settings), self.looks_at()].into_iter().flatten().min()
     }
 
+    /// When something last moved, or the phase began.
+    pub fn active_at(&self) -> Now {
+        self.active
+    }
+
+    /// A peer has acknowledged some of what the kernel holds for it.
+    pub fn took(&mut self, now: Now) {
+        if self.is_sending() || self.is_tunnel() {
+            self.active = now;
+        }
+    }
+
     /// When to look again at a side that has fallen still, because it may have ended unnoticed.
     fn looks_at(&self) -> Option<Now> {
         let unsure = match &self.phase {

@@ -42,6 +42,8 @@ struct Circumstances<'a> {
     date: &'a crate::http::date::Date,
     /// The user's connection ends in any case.
     close: bool,
+    /// The user goes on elsewhere, unless it logs in on a connection to a backend.
+    departs: bool,
 }
 
 impl Gateway {
@@ -75,8 +77,8 @@ impl Gateway {
                 stash.push(cx.pool.bytes(&buf));
             }
             let bytes = if before > 0 { stash.bytes_mut() } else { cx.pool.bytes_mut(&mut buf) };
-            let about =
-                Circumstances { settings: cx.settings, date: cx.date, close: self.must_close() };
+            let (close, departs) = (self.must_close(), self.departing);
+            let about = Circumstances { settings: cx.settings, date: cx.date, close, departs };
             let scratch = &mut cx.kit.scratch;
             let length = match read_or_clean(&mut self.exchange, bytes, before, &about, scratch) {
                 Read::More => {
@@ -404,7 +406,9 @@ fn finally(
     let stays = !head.connection.close && head.status != 408;
     let reusable = asked && head.version == Version::Http11 && stays && !unread;
     exchange.status = head.status;
-    exchange.close |= about.close || sent_as == Framing::UntilClose;
+    // Who logs in on a connection to a backend would have to do so anew elsewhere.
+    let leaves = about.close || about.departs && exchange.private;
+    exchange.close |= leaves || sent_as == Framing::UntilClose;
     exchange.keep = (reusable && framing != Framing::UntilClose)
         .then(|| keep_for(head, about.settings.spare_timeout))
         .flatten();
@@ -465,7 +469,8 @@ mod tests {
     /// Reads a whole response to a request; returns how long its connection may be kept.
     fn kept(text: &str, sent: bool) -> Option<Duration> {
         let (settings, date) = (GatewaySettings::default(), Date::at(0));
-        let about = Circumstances { settings: &settings, date: &date, close: false };
+        let about =
+            Circumstances { settings: &settings, date: &date, close: false, departs: false };
         let mut exchange = Exchange::new();
         exchange.begin(RequestLimits::DEFAULT, Now::from_nanos(0));
         exchange.sent = sent;

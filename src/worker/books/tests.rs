@@ -12,6 +12,7 @@ use crate::cluster::groups::regrouped;
 use crate::cluster::seats::Seats;
 use crate::cluster::{Barrier, Policy, Protocol, Standing, Terms};
 use crate::worker::brake::Brake;
+use crate::worker::late::Late;
 use crate::worker::link::{ControlEnd, DoorChange, Order, link};
 
 const NOW: Now = Now::from_nanos(1_000_000_000);
@@ -68,6 +69,7 @@ pub struct Joined {
     pub orders: rtrb::Consumer<Order>,
     pub doors: rtrb::Consumer<(Protocol, DoorChange)>,
     pub brake: Arc<Brake>,
+    pub late: Arc<Late>,
     pub wake: Arc<EventFd>,
 }
 
@@ -84,8 +86,8 @@ pub fn joined(snapshot: Snapshot, places: usize) -> Joined {
     });
     books.adopt(publisher.current());
     let (snapshots, orders, doors) = (end.snapshots, end.orders, end.doors);
-    let (brake, wake) = (end.brake, end.wake);
-    Joined { books, control, publisher, snapshots, orders, doors, brake, wake }
+    let (brake, late, wake) = (end.brake, end.late, end.wake);
+    Joined { books, control, publisher, snapshots, orders, doors, brake, late, wake }
 }
 
 fn books() -> (Books, ControlEnd) {

@@ -2,6 +2,7 @@
 //! operations. Owns their streams and those towards backends; decides nothing about them (that is
 //! `sessions`'s).
 
+mod late;
 mod still;
 
 use std::os::fd::{OwnedFd, RawFd};
@@ -146,6 +147,19 @@ impl Driver for HttpDriver {
         self.thaw_streams(turn);
         self.sessions.thaw(&mut turn.cx(&mut self.commands));
         self.execute(turn);
+    }
+
+    fn may_depart(&mut self, may: bool, turn: &mut Turn<'_>) {
+        self.sessions.may_depart(may, &mut turn.cx(&mut self.commands));
+        self.execute(turn);
+    }
+
+    fn depart(&mut self, estate: &mut Estate<OwnedFd>, turn: &mut Turn<'_>) {
+        self.let_packed_go(&mut estate.api, turn);
+    }
+
+    fn join(&mut self, estate: &mut Estate<OwnedFd>, turn: &mut Turn<'_>) {
+        self.join_each(std::mem::take(&mut estate.api), turn);
     }
 
     fn order(&mut self, order: Order, turn: &mut Turn<'_>) {

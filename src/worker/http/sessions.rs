@@ -17,6 +17,7 @@
 mod doors;
 mod estate;
 mod heads;
+mod late;
 mod links;
 mod looks;
 mod orders;
@@ -115,6 +116,10 @@ pub struct Sessions {
     draining: bool,
     /// Others go on elsewhere; those who are still here were in the middle of something.
     has_left: bool,
+    /// They may follow once they no longer are.
+    departs: bool,
+    /// Those who can follow now.
+    packed: Vec<Key>,
     /// The worker stops: no more waiting for slow readers.
     stopping: bool,
     starved: Starved<Conn>,
@@ -152,6 +157,8 @@ struct User {
     leaving: Option<Leaving>,
     /// It goes on in another process.
     is_elsewhere: bool,
+    /// It is listed among those who can follow the others now.
+    is_packed: bool,
 }
 
 impl User {
@@ -173,6 +180,7 @@ impl User {
             looks: Looks::NEW,
             leaving: None,
             is_elsewhere: false,
+            is_packed: false,
         }
     }
 }
@@ -245,6 +253,8 @@ impl Sessions {
             version: 0,
             draining: false,
             has_left: false,
+            departs: false,
+            packed: Vec::new(),
             stopping: false,
             starved: Starved::new(now),
             wanted: Vec::with_capacity(16),
@@ -303,7 +313,7 @@ impl Sessions {
         self.make_room();
         self.act(key, cx, |gateway, context| gateway.start(context));
         if self.draining {
-            self.act(key, cx, |gateway, context| gateway.drain(context));
+            self.see_off(key, cx);
         }
         key
     }
@@ -494,6 +504,9 @@ impl Sessions {
         self.weigh(key);
         self.schedule(key);
         self.close_user_if_settled(key, cx);
+        if self.departs {
+            self.list_if_packed(key);
+        }
     }
 
     fn entry(&mut self, key: Key) -> Option<&Entry> {

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use zerocopy::little_endian::U32;
 
-use super::{ACCEPT, CONNECT, Completion, OPERATION, OWN, RECEIVE, ROOM, SEND, Streams, end_of};
+use super::{
+    ACCEPT, CONNECT, Completion, End, OPERATION, OWN, RECEIVE, ROOM, SEND, Streams, end_of,
+};
 use crate::estate::Unclaimed;
 use crate::ring::sys::{self, Kind};
 use crate::ring::{Done, Tag};
@@ -65,6 +67,11 @@ impl<const FAMILY: u8> Streams<FAMILY> {
     pub fn take_held(&mut self, which: impl Fn(&Done) -> bool) -> Vec<Done> {
         let is_one = |done: &mut Done| Self::is_of_stream(done.tag) && which(done);
         self.held.extract_if(.., is_one).collect()
+    }
+
+    /// Takes out a socket on which nothing is in flight, and which goes on elsewhere.
+    pub fn take(&mut self, (key, side): End) -> Option<OwnedFd> {
+        self.sockets.get_mut(key.place as usize)?[side as usize].take()
     }
 
     /// Goes on, and returns what has waited for that.

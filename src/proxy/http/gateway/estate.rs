@@ -1,5 +1,12 @@
 //! A user's connection that goes on in another process: what is said of one that stands still, and how it is taken
-//! up. Only two kinds can be described: those between two requests, and tunnels.
+//! up. Only two kinds can be described: those between two requests, and tunnels. One that is in the middle of a
+//! request when its worker is left can depart later:
+//!
+//! ```text
+//!   Exchange --answered--> packing: reads no further --nothing in flight--> packed --> described, forgotten
+//!      ^                      |
+//!      +--user has finished---+---nobody may leave any more: the next answer is the last
+//! ```
 
 use zerocopy::little_endian::U64;
 
@@ -17,6 +24,9 @@ use crate::proxy::tcp::Relay;
 use crate::proxy::{Event, Received, Side};
 use crate::ring::pool::Pool;
 use crate::session::EndReason;
+
+/// Bytes of requests that a user can have sent ahead.
+const AHEAD_MAX: usize = 1 << 20;
 
 /// What a gateway says of itself.
 pub struct Described {
@@ -56,7 +66,8 @@ impl Gateway {
         let (relay, request) = match &self.phase {
             Phase::Tunnel(relay) => (relay.describe(pool, parcel), self.exchange.describe(parcel)),
             _ => {
-                let (flows, lines) = ([FlowRecord::NEW; 2], [self.client.describe(), 0]);
+                let (mut flows, lines) = ([FlowRecord::NEW; 2], [self.client.describe(), 0]);
+                flows[0].waiting = parcel.add_bytes([self.stash.bytes()].into_iter());
                 (RelayRecord { flows, lines, lost: 0, unused: 0 }, RequestRecord::NONE)
             }
         };
@@ -88,6 +99,9 @@ impl Gateway {
                 return Err("a user between two requests is about to leave".into());
             }
             self.client = Line::taken_up(record.relay.lines[0], false)?;
+            let ahead = parcel.bytes(record.relay.flows[0].waiting);
+            let ahead = ahead.filter(|ahead| ahead.len() <= AHEAD_MAX);
+            self.stash.push(ahead.ok_or("what a user has sent ahead is missing, or too much")?);
             self.exchange.limits = cx.snapshot.request_limits(self.door.service);
             return Ok(());
         };
@@ -142,6 +156,43 @@ impl Gateway {
     /// a request may be on its way.
     pub fn retire(&mut self) {
         self.retiring = true;
+    }
+
+    /// The user goes on elsewhere as soon as it can, without a word to it.
+    pub fn depart(&mut self, cx: &mut Context<'_>) {
+        self.departing = true;
+        self.advance(cx);
+    }
+
+    /// It cannot: it is told to come again.
+    pub fn stay(&mut self, cx: &mut Context<'_>) {
+        (self.departing, self.retiring) = (false, true);
+        self.advance(cx);
+    }
+
+    pub fn is_departing(&self) -> bool {
+        self.departing
+    }
+
+    /// Whether it is between two requests and reads no more, because it is to go on elsewhere.
+    pub(super) fn is_packing(&self) -> bool {
+        self.departing
+            && matches!(self.phase, Phase::Head)
+            && self.client.is_open()
+            && self.client.takes()
+            && !self.draining
+            && self.refuses.is_none()
+            && self.shown.is_none()
+    }
+
+    /// Whether it can be described, and nothing is in flight that could change that.
+    pub fn is_packed(&self) -> bool {
+        self.is_packing() && self.backend.is_none() && !self.client.in_flight()
+    }
+
+    /// Whether requests are left here that would have gone along.
+    pub(super) fn keeps_requests(&self) -> bool {
+        self.departing && !self.stash.is_empty()
     }
 
     /// Lets go of its connections, which go on elsewhere.

@@ -133,7 +133,7 @@ impl HttpDriver {
         Ok(())
     }
 
-    fn take_up(
+    pub(super) fn take_up(
         &mut self,
         record: &UserRecord,
         descriptors: &mut Unclaimed<OwnedFd>,

@@ -28,12 +28,8 @@ impl Sessions {
             }
             Order::Drain => {
                 self.draining = true;
-                let has_left = self.has_left;
                 for key in self.users.keys(|_| true) {
-                    self.act(key, cx, |gateway, context| match has_left {
-                        true => gateway.retire(),
-                        false => gateway.drain(context),
-                    });
+                    self.see_off(key, cx);
                 }
                 self.drop_all_spares(cx);
             }

@@ -70,12 +70,17 @@ impl Sessions {
         }
     }
 
-    /// The last of a user who goes on elsewhere.
-    pub(super) fn forget(&mut self, key: Key, cx: &mut Cx<'_>) {
+    /// The last of a user who goes on elsewhere; its socket is another's matter.
+    pub fn departed(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.remove(key) else { return };
         self.deadlines.cancel(key.place);
         self.held -= user.held;
         user.entry.into_iter().for_each(|entry| cx.books.withdraw(entry));
+    }
+
+    /// The same of one whose socket is closed here.
+    pub(super) fn forget(&mut self, key: Key, cx: &mut Cx<'_>) {
+        self.departed(key, cx);
         cx.out.push(Cmd::Close { conn: Conn::User(key), reset: false });
     }
 

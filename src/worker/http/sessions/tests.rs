@@ -1,5 +1,6 @@
 //! API users whose requests are for several services, played by hand against one worker's books.
 
+mod late;
 mod still;
 
 use std::cell::RefCell;

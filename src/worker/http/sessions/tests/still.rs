@@ -14,7 +14,7 @@ const SWITCH: &str =
 const SWITCHED: &str =
     "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
 
-type Left = (Vec<UserRecord>, Parcel<i32>);
+pub type Left = (Vec<UserRecord>, Parcel<i32>);
 
 impl Stage {
     /// A user with a tunnel to the shop, and its link.
@@ -44,7 +44,7 @@ impl Stage {
         self.sessions.movable(|_| true).into_iter().map(|(key, _)| key).collect()
     }
 
-    fn described(&mut self, keys: &[Key]) -> Left {
+    pub fn described(&mut self, keys: &[Key]) -> Left {
         let (mut names, mut parcel) = (Names::default(), Parcel::default());
         let records = keys.iter().map(|key| {
             let (parcel, names) = (&mut parcel, &mut names);
@@ -54,7 +54,7 @@ impl Stage {
     }
 
     /// A worker of the successor, with the users who were left to it.
-    fn successor(&self, (records, parcel): &Left) -> (Stage, Vec<(Key, Option<Key>)>) {
+    pub fn successor(&self, (records, parcel): &Left) -> (Stage, Vec<(Key, Option<Key>)>) {
         let mut new = Stage::new();
         new.now = self.now;
         new.books.succeed(self.books.describe_places());
@@ -65,7 +65,7 @@ impl Stage {
         (new, keys)
     }
 
-    fn take_up(
+    pub fn take_up(
         &mut self,
         record: &UserRecord,
         parcel: &Parcel<i32>,
@@ -91,7 +91,7 @@ impl Stage {
     }
 }
 
-fn stopped(side: Side) -> Event {
+pub fn stopped(side: Side) -> Event {
     Event::Received { side, what: Received::Stopped, more: false, nonempty: false }
 }
 
