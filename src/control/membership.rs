@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -25,6 +26,9 @@ use crate::config::Config;
 const CONTROL_MAX: usize = 8;
 /// Most events in a row that are heard before anything is done.
 const EVENTS_AT_ONCE: usize = 64;
+
+/// How long the last word to the store may take.
+const PART_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the store says, with the attempt at which the connection was made.
 type Heard = mpsc::Receiver<(usize, Event)>;
@@ -108,6 +112,9 @@ pub async fn share(hub: Rc<RefCell<Hub>>, mut store: Store, mut heard: Heard) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        if hub.borrow().is_handed_over() {
+            return part(&hub, &mut store, &mut heard).await;
+        }
         let event = tokio::select! {
             _ = tick.tick() => {
                 hub.borrow_mut().tick_cluster(Now::read());
@@ -125,6 +132,25 @@ pub async fn share(hub: Rc<RefCell<Hub>>, mut store: Store, mut heard: Heard) {
             store.carry_out(command);
         }
     }
+}
+
+/// Has the store told that another process is the node now. If that is not known there in time, the others wait for as
+/// long as the lease lasts.
+async fn part(hub: &RefCell<Hub>, store: &mut Store, heard: &mut Heard) {
+    let said = async {
+        loop {
+            let commands = match &mut hub.borrow_mut().sharing {
+                Some(sharing) if !sharing.has_said_all() => sharing.commands(),
+                _ => return,
+            };
+            commands.into_iter().for_each(|command| store.carry_out(command));
+            let Some((attempt, event)) = heard.recv().await else { return };
+            if let Some(sharing) = &mut hub.borrow_mut().sharing {
+                sharing.hear_last(attempt, event, Now::read());
+            }
+        }
+    };
+    let _ = tokio::time::timeout(PART_PATIENCE, said).await;
 }
 
 #[cfg(test)]

@@ -280,9 +280,7 @@ impl Core {
         }
         self.open(listeners)?;
         if let Some((store, heard)) = self.store.take() {
-            let share = membership::share(Rc::clone(&self.hub), store, heard);
-            // Another process is the cluster's node once this one has been left.
-            self.doors.borrow_mut().push(tokio_uring::spawn(share).abort_handle());
+            tokio_uring::spawn(membership::share(Rc::clone(&self.hub), store, heard));
         }
         tokio_uring::spawn(publish(Rc::clone(&self.hub)));
         tokio_uring::spawn(check(Rc::clone(&self.hub)));

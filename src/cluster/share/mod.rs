@@ -77,6 +77,9 @@ impl Membership {
     }
 }
 
+/// The state of a process in whose place another serves.
+const SUCCEEDED: &str = "succeeded";
+
 /// What the registry was told of a place last.
 type Shown = (NodeId, Offer);
 
@@ -142,6 +145,20 @@ impl Share {
     pub fn report(&mut self, report: NodeReport, now: Now) {
         self.report = Some(report);
         self.report_if_due(now);
+    }
+
+    /// Says the last that is to be said of this balancer: another process serves in its place, and counts what this one
+    /// still has.
+    pub fn part(&mut self, now: Now) {
+        let Some(report) = self.own.reported().cloned() else { return };
+        self.own.report(NodeReport { state: SUCCEEDED.to_owned(), ..report });
+        self.report = None;
+        self.write(now);
+    }
+
+    /// Whether the store is known to have all that is said here.
+    pub fn has_said_all(&self) -> bool {
+        !self.own.has_work()
     }
 
     fn report_if_due(&mut self, now: Now) {
@@ -359,7 +376,7 @@ impl Share {
     /// nothing of it.
     pub fn drained(&self, number: u64) -> (u64, u64, usize) {
         let name = parting(&self.me, number);
-        let reports = self.mirror.nodes().filter(|(_, peer)| peer.is_stored);
+        let reports = self.peers().filter(|(_, peer)| peer.is_stored);
         reports.fold((0, 0, 0), |(left, cut, silent), (_, peer)| {
             match peer.report.drains.get(&name) {
                 Some((more, ended)) => {
@@ -370,9 +387,9 @@ impl Share {
         })
     }
 
-    /// The other balancers.
+    /// The other balancers, without processes that others have succeeded.
     pub fn peers(&self) -> impl Iterator<Item = (&NodeId, &Peer)> {
-        self.mirror.nodes()
+        self.mirror.nodes().filter(|(_, peer)| peer.report.state != SUCCEEDED)
     }
 
     pub fn phase(&self) -> Phase {

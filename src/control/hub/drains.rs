@@ -181,9 +181,11 @@ impl Hub {
         // Not taken out here: what is left of it is ended at the deadline that its departure reads.
         let (_, more_cut, _) = self.elsewhere(id);
         let cut = self.draining.get(&id).map_or(0, |it| it.drain.cut).saturating_add(more_cut);
-        let applied = self.make(Change::Leave { backend: id }, now);
-        for entry in &applied.left {
-            self.tell(entry, Event::Drained { cut });
+        // It may go on as another balancer's, and is its owner's no more.
+        let owned = self.registry.get(id).cloned();
+        self.make(Change::Leave { backend: id }, now);
+        if let Some(entry) = owned {
+            self.tell(&entry, Event::Drained { cut });
         }
     }
 }

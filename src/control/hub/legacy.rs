@@ -292,6 +292,9 @@ impl Hub {
     /// lasts.
     pub fn hand_over(&mut self, now: Now) {
         self.is_handed_over = true;
+        if let Some(sharing) = &mut self.sharing {
+            sharing.part(now);
+        }
         self.members.clear();
         self.draining.clear();
         let until = now.plus(self.config.balance.drain);

@@ -98,6 +98,22 @@ impl Sharing {
         self.share.commands()
     }
 
+    /// Says the last that is to be said: another process is the cluster's node in place of this one.
+    pub(super) fn part(&mut self, now: Now) {
+        self.share.part(now);
+        self.wanted.notify_one();
+    }
+
+    /// Whether the store is known to have everything that is said here.
+    pub fn has_said_all(&self) -> bool {
+        self.share.has_said_all()
+    }
+
+    /// The store has said something to this process, which does nothing else about it any more.
+    pub fn hear_last(&mut self, attempt: usize, event: Event, now: Now) {
+        self.share.hear(attempt, event, now);
+    }
+
     /// How a drain that runs here for all goes elsewhere: the sessions left, those that were ended, and how many
     /// balancers have yet to say anything. Whom the store has forgotten may be there all the same, until its time is
     /// over.

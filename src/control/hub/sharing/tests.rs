@@ -8,6 +8,7 @@ use crate::cluster::registry::{DrainedBy, Lasts};
 use crate::cluster::share::event::Row;
 use crate::cluster::share::{parting, value};
 use crate::config::Config;
+use crate::control::mailbox::Mailbox;
 use crate::worker::link::WorkerEnd;
 
 fn place(protocol: Protocol) -> Place {
@@ -95,6 +96,64 @@ fn a_drain_waits_for_a_balancer_that_the_store_has_forgotten() {
     reports(&mut hub, 2, &drains(1, (0, 0)), 4, 5);
     hub.tick(at(6));
     assert!(hub.registry.get(backend).is_none());
+}
+
+#[test]
+fn a_drain_does_not_wait_for_a_process_that_another_has_succeeded() {
+    for is_forgotten in [false, true] {
+        let (mut hub, worker) = member();
+        reports(&mut hub, 2, &NodeReport::default(), 2, 1);
+        let backend = drain_here(&mut hub, 2);
+        settle(&mut hub, &worker);
+        hub.tick(at(3));
+        assert!(hub.registry.get(backend).is_some(), "it has yet to say what it has");
+        let state = "succeeded".to_owned();
+        reports(&mut hub, 2, &NodeReport { state, ..NodeReport::default() }, 3, 4);
+        if is_forgotten {
+            let key = hub.sharing.as_ref().unwrap().share.prefix().node(&other(2));
+            let deletes = vec![(key, 4)];
+            hub.heard_from_store(0, Event::Changed { revision: 4, puts: vec![], deletes }, at(5));
+        }
+        hub.tick(at(6));
+        assert!(hub.registry.get(backend).is_none(), "forgotten: {is_forgotten}");
+    }
+}
+
+#[tokio::test]
+async fn the_owner_hears_that_its_drain_is_over_though_another_still_serves_the_backend() {
+    let (mut hub, worker) = member();
+    let mailbox = Rc::new(Mailbox::default());
+    let source = hub.welcome(address(9), Rc::clone(&mailbox), at(1));
+    let backend = hub.apply(join(source, TCP, 80), at(1)).unwrap().backend.unwrap();
+    let (service, address, lasts) = (TCP, address(80), Lasts::Never);
+    hub.apply(Change::Drain { source, service, address, lasts }, at(1)).unwrap();
+    says(&mut hub, 2, &draining(DrainedBy::Owner, 4), 2, 1);
+    settle(&mut hub, &worker);
+    hub.tick(at(2));
+    assert_eq!(hub.registry.get(backend).unwrap().source, Source::Cluster);
+    let heard = String::from_utf8(mailbox.next().await.unwrap()).unwrap();
+    assert!(heard.contains(r#""event":"drained""#), "{heard}");
+}
+
+#[test]
+fn a_process_that_is_succeeded_says_so_last() {
+    let (mut hub, _worker) = member();
+    hub.heard_from_store(0, Event::Granted { lease: 7 }, at(1));
+    hub.tick_cluster(at(2));
+    let written = hub.sharing.as_mut().unwrap().commands();
+    let written = written.into_iter().find_map(|command| match command {
+        Command::Write { mut ops, .. } => ops.pop(),
+        _ => None,
+    });
+    let Some(event::Op::Put { key, value }) = written else { panic!("{written:?}") };
+    hub.heard_from_store(0, Event::Written { revision: 2 }, at(3));
+    put(&mut hub, key, value, 2, 3);
+    assert!(hub.sharing.as_ref().unwrap().has_said_all());
+    hub.hand_over(at(500));
+    let sharing = hub.sharing.as_mut().unwrap();
+    assert!(!sharing.has_said_all());
+    let said = format!("{:?}", sharing.commands());
+    assert!(said.contains("succeeded"), "{said}");
 }
 
 #[test]
