@@ -285,13 +285,15 @@ fn every_file_to_deploy_is_packaged() {
         packed.contains(name) || all.is_some_and(|all| packed.contains(&*all))
     };
     // The units and the scripts are found by their directories; `package` builds the package, and
-    // Containerfile the image.
+    // Containerfile the image, as the compose file does from the sources.
     let otherwise = [
         "deploy/lb.service",
         "deploy/lb@.service",
         "deploy/package",
         "deploy/debian",
         "deploy/Containerfile",
+        "deploy/cluster/compose.yaml",
+        "deploy/cluster/compose.toml",
     ];
     assert_eq!(metadata["systemd-units"]["unit-scripts"].as_str(), Some("deploy"));
     assert_eq!(metadata["maintainer-scripts"].as_str(), Some("deploy/debian"));
