@@ -7,6 +7,8 @@ use nix::sys::socket::SockaddrStorage;
 
 use super::status::Doors;
 use crate::cluster::Protocol;
+use crate::config::Config;
+use crate::config::services::ServiceConfig;
 
 /// Whether a backend at `address` would be one of our doors: those of the built-in services, of backends
 /// and of operators, or those of `named` services of its kind. A door on all addresses is reachable at
@@ -49,6 +51,13 @@ pub fn is_of_this_host(address: SocketAddr) -> bool {
 
 fn is_on_interface(host: IpAddr) -> bool {
     addresses().any(|ours| ours == host)
+}
+
+/// The doors of named services that what is sent to a backend of this protocol could come to.
+pub fn named_doors(config: &Config, protocol: Protocol) -> impl Iterator<Item = SocketAddr> {
+    let is_datagrams = |protocol| protocol == Protocol::Udp;
+    let alike = move |it: &&ServiceConfig| is_datagrams(it.protocol) == is_datagrams(protocol);
+    config.services.iter().filter(alike).flat_map(ServiceConfig::doors)
 }
 
 /// The addresses of this host's interfaces, canonical.

@@ -14,7 +14,6 @@ use crate::base::likeness;
 use crate::cluster::registry::Registry;
 use crate::cluster::{Backend, Protocol, Service, ServiceId};
 use crate::config::Config;
-use crate::config::services::ServiceConfig;
 
 /// Names that an unknown one is compared with, at most.
 const COMPARED_MAX: usize = 64;
@@ -71,13 +70,6 @@ pub fn doors(config: &Config, service: &Service) -> Vec<SocketAddr> {
         None if !service.id.is_built_in() => Vec::new(),
         _ => config.listen.of(service.kind).collect(),
     }
-}
-
-/// The doors of named services that what is sent to a backend of this protocol could come to.
-pub fn named_doors(config: &Config, protocol: Protocol) -> impl Iterator<Item = SocketAddr> {
-    let is_datagrams = |protocol| protocol == Protocol::Udp;
-    let alike = move |it: &&ServiceConfig| is_datagrams(it.protocol) == is_datagrams(protocol);
-    config.services.iter().filter(alike).flat_map(ServiceConfig::doors)
 }
 
 /// Whether backends may register for a service.

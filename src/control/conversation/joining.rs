@@ -94,7 +94,7 @@ impl Conversation {
             return Some(fault.to_string());
         }
         let protocol = hub.protocol_of(service);
-        let (doors, named) = (&self.shared.doors, services::named_doors(&hub.config, protocol));
+        let (doors, named) = (&self.shared.doors, home::named_doors(&hub.config, protocol));
         let own = home::is_own_door(doors, named, protocol, address, home::is_of_this_host);
         own.then(|| format!("{address} is a door of the balancer itself"))
     }

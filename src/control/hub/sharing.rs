@@ -22,7 +22,7 @@ use crate::cluster::share::{Membership, Phase, Share};
 use crate::cluster::source::Source;
 use crate::cluster::{BackendId, Standing};
 use crate::control::drain::Stop;
-use crate::control::{home, services, status};
+use crate::control::{home, status};
 
 /// How often what others say is held against the registry: a service may have been added since.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
@@ -343,7 +343,7 @@ impl Hub {
 
     fn leads_here(&self, place: &Place) -> bool {
         let Some(sharing) = &self.sharing else { return false };
-        let named = services::named_doors(&self.config, place.protocol);
+        let named = home::named_doors(&self.config, place.protocol);
         home::is_own_door(
             &sharing.doors,
             named,
