@@ -17,6 +17,9 @@ use crate::estate::format::{NEWEST, OLDEST, State};
 
 /// How long a successor may take from its start until it could go on: settings, rings, threads, doors.
 pub const START_PATIENCE: Duration = Duration::from_secs(10);
+/// How often, and how many times, to look whether a successor that is not heard of has ended.
+const ENDING_LOOK_EVERY: Duration = Duration::from_millis(10);
+const ENDING_LOOKS: u32 = 50;
 /// How long a message may wait for a successor to make room.
 const SEND_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -179,9 +182,16 @@ impl Successor {
         self.token.take()
     }
 
-    /// Whether it is not there any more.
+    /// Whether it is not there any more. One that ends lets go of the channel before it can be waited for, so it has a
+    /// moment.
     pub fn has_ended(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(Some(_)))
+        for _ in 0..ENDING_LOOKS {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return true;
+            }
+            std::thread::sleep(ENDING_LOOK_EVERY);
+        }
+        false
     }
 
     /// Ends one that was left nothing.
