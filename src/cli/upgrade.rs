@@ -23,9 +23,9 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 /// Run the installed version in place of the running one; sessions go on.
 ///
 /// The running balancer starts its program's file again, with its own arguments, and leaves it doors, sessions
-/// and backends. Sessions under TLS end in the old process, within timeouts.drain_ms, as do requests under way. If
-/// the new process cannot go on, nothing changes for anybody, and the exit code is 2. Changed settings are read
-/// by the new process.
+/// and backends. Requests under way are answered by the old process, and their connections follow then; sessions
+/// under TLS end there, within timeouts.drain_ms. If the new process cannot go on, nothing changes for anybody, and
+/// the exit code is 2. Changed settings are read by the new process.
 #[derive(Args)]
 pub struct Arguments {
     /// Succeed without doing anything if no balancer answers at the admin door

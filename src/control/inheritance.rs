@@ -13,6 +13,7 @@ use super::Control;
 use super::doors::OpenDoor;
 use super::hub::Hub;
 use super::legacy::{Heir, Legacy};
+use super::workers::are_done;
 use crate::base::thread;
 use crate::base::time::Now;
 use crate::cluster::{DoorId, Protocol};
@@ -32,8 +33,6 @@ use crate::worker::link::ControlEnd;
 const TAKING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long what comes ahead may take to come, and to be taken in.
 const AHEAD_PATIENCE: Duration = Duration::from_secs(5);
-/// How often to look whether the workers are done.
-const LOOK_EVERY: Duration = Duration::from_micros(100);
 /// Sockets at one door, at most: one for each of the most workers that there can be.
 const SOCKETS_MAX: usize = WORKERS_MAX;
 /// How often to ask whether the predecessor has said something.
@@ -109,11 +108,8 @@ fn await_everything(old: &mut Predecessor, workers: &[ControlEnd]) -> Result<Inh
     old.offer().map_err(failed)?;
     let until = Instant::now() + AHEAD_PATIENCE;
     let settle = || {
-        while !workers.iter().all(|worker| worker.brake.is_done()) {
-            if Instant::now() >= until {
-                return Err("its workers have not taken in in time what came ahead".to_owned());
-            }
-            std::thread::sleep(LOOK_EVERY);
+        if !are_done(|| workers.iter(), until) {
+            return Err("its workers have not taken in in time what came ahead".to_owned());
         }
         match workers.iter().find_map(|worker| worker.brake.take_refusal()) {
             Some(why) => Err(format!("what came ahead is at fault: {why}")),
@@ -126,10 +122,9 @@ fn await_everything(old: &mut Predecessor, workers: &[ControlEnd]) -> Result<Inh
         match old.next_left().map_err(failed)? {
             Left::Ahead(ahead) => {
                 settle()?;
-                let place = usize::from(ahead.worker) % workers.len().max(1);
-                let worker = workers.get(place).ok_or("there are no workers")?;
                 came = came.max(Some(ahead.worker));
-                worker.expect(ahead);
+                // As their estates are dealt out.
+                workers[usize::from(ahead.worker) % workers.len()].expect(ahead);
             }
             Left::AllAhead => {
                 settle()?;

@@ -272,10 +272,10 @@ fn hand_over(
 fn send_ahead(successor: &mut Successor, hub: &Hub) -> Result<(), Refusal> {
     let begun = Now::read();
     let mut sent = 0;
-    for (place, worker) in (0..hub.workers.count()).zip(0u8..) {
+    for worker in (0u8..).take(hub.workers.count()) {
         let mut first = 0;
         while Now::read().since(begun) < AHEAD_TIME {
-            let Some(sockets) = hub.workers.sockets(place, first == 0, STILL_PATIENCE) else {
+            let Some(sockets) = hub.workers.sockets(worker, first == 0, STILL_PATIENCE) else {
                 let why = "a worker does not turn: see its line in lb status";
                 return Err(Refusal::passing(why));
             };

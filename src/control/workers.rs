@@ -16,6 +16,7 @@ use tracing::error;
 
 pub use inherited::Timing;
 use inherited::{Backends, Base};
+pub use standstill::are_done;
 
 use super::doors::OpenDoor;
 use crate::base::time::Now;

@@ -9,10 +9,24 @@ use super::Workers;
 use crate::control::doors::OpenDoor;
 use crate::estate::Estate;
 use crate::worker::brake::Request;
-use crate::worker::link::{DoorChange, Listener};
+use crate::worker::link::{ControlEnd, DoorChange, Listener};
 
 /// How often to look whether they are done.
 const LOOK_EVERY: Duration = Duration::from_micros(100);
+
+/// Waits until these workers have carried out what they were asked. False: some have not by then.
+pub fn are_done<'w, All: Iterator<Item = &'w ControlEnd>>(
+    workers: impl Fn() -> All,
+    until: Instant,
+) -> bool {
+    while !workers().all(|worker| worker.brake.is_done()) {
+        if Instant::now() >= until {
+            return false;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    true
+}
 
 impl Workers {
     /// Makes a request of every worker, and does not wait.
@@ -28,25 +42,18 @@ impl Workers {
 
     /// Waits until all have carried out what they were asked. False: some have not within `patience`.
     pub fn wait(&self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
-        while !self.ends.iter().all(|end| end.link.brake.is_done()) {
-            if Instant::now() >= until {
-                return false;
-            }
-            thread::sleep(LOOK_EVERY);
-        }
-        true
+        are_done(|| self.ends.iter().map(|end| &end.link), Instant::now() + patience)
     }
 
     /// Duplicates of the sockets of the next sessions of a worker, or of its first; none if there are no more. `None`:
     /// it does not say within `patience`.
     pub fn sockets(
         &self,
-        worker: usize,
+        worker: u8,
         of_first: bool,
         patience: Duration,
     ) -> Option<Vec<[OwnedFd; 2]>> {
-        let link = &self.ends.get(worker)?.link;
+        let link = &self.ends.get(usize::from(worker))?.link;
         link.ask_for_sockets(of_first);
         self.wait(patience).then(|| link.brake.take_sockets())
     }

@@ -131,7 +131,8 @@ async fn the_owner_hears_that_its_drain_is_over_though_another_still_serves_the_
     settle(&mut hub, &worker);
     hub.tick(at(2));
     assert_eq!(hub.registry.get(backend).unwrap().source, Source::Cluster);
-    let heard = String::from_utf8(mailbox.next().await.unwrap()).unwrap();
+    let heard = tokio::time::timeout(Duration::from_secs(5), mailbox.next()).await;
+    let heard = String::from_utf8(heard.expect("it is told").unwrap()).unwrap();
     assert!(heard.contains(r#""event":"drained""#), "{heard}");
 }
 
