@@ -74,6 +74,12 @@ impl Expected {
         Some(Seat { key, armed })
     }
 
+    /// The session that was described for a place cannot be taken up.
+    pub fn give_back(&mut self, Seat { key, armed }: Seat) {
+        self.armed.insert(key, armed);
+        self.leaving.push(key);
+    }
+
     /// Whether something happened to one of them: that a receive is over, which has taken nothing.
     pub fn note(&mut self, key: Key, event: &Event) -> bool {
         let Some(armed) = self.armed.get_mut(&key) else { return false };

@@ -14,6 +14,7 @@ use crate::worker::driver::Turn;
 use crate::worker::slots::Key;
 use crate::worker::stream_driver::StreamDriver;
 use crate::worker::streams::claim;
+use crate::worker::tcp::sessions::Seat;
 
 impl TcpDriver {
     /// Describes the sessions that could go on elsewhere, and remembers which these are.
@@ -64,7 +65,12 @@ impl TcpDriver {
             (Named::new(Protocol::Tcp), Vec::with_capacity(parcel.len()));
         for record in parcel.records::<SessionRecord>() {
             let context = (&mut services, &parcel);
-            match self.take_up((worker, &record), &mut descriptors, context, turn) {
+            let seat = self.expected(worker, &record);
+            let taken = seat.and_then(|seat| {
+                let taken = self.take_up(&record, seat, &mut descriptors, context, turn);
+                taken.inspect_err(|_| seat.into_iter().for_each(|it| self.expected.give_back(it)))
+            });
+            match taken {
                 Ok(key) => keys.push(key),
                 Err(why) => {
                     self.expect_no_more(worker, turn);
@@ -81,12 +87,12 @@ impl TcpDriver {
 
     fn take_up(
         &mut self,
-        (worker, record): (u8, &SessionRecord),
+        record: &SessionRecord,
+        seat: Option<Seat>,
         descriptors: &mut Unclaimed<OwnedFd>,
         (services, parcel): (&mut Named, &Parcel<OwnedFd>),
         turn: &mut Turn<'_>,
     ) -> Result<Key, String> {
-        let seat = self.expected(worker, record)?;
         let relays = record.flags & SessionRecord::RELAYS != 0;
         let has_come = [seat.is_some(), seat.is_some() || !relays];
         let mut sockets = [None, None];
