@@ -22,6 +22,9 @@ use lb::worker::link::Order;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
+/// More descriptors than can be set aside without being open yet.
+const UNSEEN: u64 = 16;
+
 /// While it lives, the process has few descriptors left.
 struct Scarcity {
     _held: Vec<File>,
@@ -29,12 +32,14 @@ struct Scarcity {
 }
 
 impl Scarcity {
-    /// Leaves `count` of them.
+    /// Leaves `count` of them. A thread that waits in accept(2) has a number set aside that /proc does not
+    /// show, so the limit lies well above the highest number seen: everything below it is taken, and
+    /// then `count` are given back.
     fn leaving(count: usize) -> Scarcity {
         let limits = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
         let numbers = open.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok());
-        let most = numbers.max().unwrap() + 1 + count as u64;
+        let most = numbers.max().unwrap() + UNSEEN + count as u64;
         setrlimit(Resource::RLIMIT_NOFILE, most, limits.1).unwrap();
         let mut held: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
         held.truncate(held.len() - count);
