@@ -130,7 +130,7 @@ impl Chunked {
         while cursor.read < cursor.bytes.len() && self.state != State::Finished {
             match self.state {
                 State::Content => self.content(&mut cursor),
-                State::Trailers => self.trailers(&mut cursor)?,
+                State::Trailers => self.collect_trailers(&mut cursor)?,
                 _ => self.framing(&mut cursor)?,
             }
         }
@@ -143,6 +143,17 @@ impl Chunked {
     /// empty line, or nothing if these have been written in place.
     pub fn trailer_section(&self) -> &[u8] {
         if self.keep_framing { &self.trailers } else { &[] }
+    }
+
+    /// Whether the next byte is content.
+    pub fn is_in_content(&self) -> bool {
+        self.state == State::Content
+    }
+
+    /// The field lines of a finished body's trailer section that may be passed on, and the empty line that ends them
+    /// if there are any.
+    pub fn trailers(&self) -> &[u8] {
+        &self.trailers
     }
 
     fn content(&mut self, cursor: &mut Cursor<'_>) {
@@ -228,7 +239,7 @@ impl Chunked {
         Ok(State::Content)
     }
 
-    fn trailers(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Malformed> {
+    fn collect_trailers(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Malformed> {
         if self.trailers.is_empty() && cursor.bytes[cursor.read] == b'\r' {
             cursor.take(self.keep_framing);
             self.state = State::TrailersEnd;

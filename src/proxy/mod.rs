@@ -3,6 +3,7 @@
 
 pub mod greeting;
 pub mod http;
+pub mod http2;
 pub mod line;
 pub mod outlook;
 mod pace;

@@ -1,0 +1,246 @@
+//! A request of HTTP/2 in the words of HTTP/1.1, in which the gateway reads it. Owns the checks that RFC 9113 section 8
+//! asks for beyond those of `h2`, and the framing of the body; what a request may be, its limits included, is decided
+//! by the gateway alone, as for any other.
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Version};
+
+/// Names that are for one hop of HTTP/1.1, and malformed in HTTP/2 (RFC 9113 section 8.2.2).
+pub const OF_CONNECTIONS: [&str; 5] =
+    ["connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade"];
+
+/// How the gateway is told where the body ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Framing {
+    /// Nothing follows the head.
+    None,
+    /// As many bytes as the head has announced, which `h2` makes sure of.
+    Counted,
+    Chunked,
+}
+
+/// A stream that nobody could understand: it is reset.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Malformed;
+
+/// Writes the head of a request; `is_whole`: there is neither content nor a trailer section.
+///
+/// # Errors
+/// It is malformed (RFC 9113 section 8.1.1).
+pub fn head(out: &mut Vec<u8>, parts: &Parts, is_whole: bool) -> Result<Framing, Malformed> {
+    debug_assert_eq!(parts.version, Version::HTTP_2, "h2 reads nothing else");
+    let fields = &parts.headers;
+    let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
+    check(parts, authority)?;
+    put(out, &[parts.method.as_str().as_bytes(), b" ", target(parts, authority)?]);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    let host = authority.or_else(|| fields.get(header::HOST).map(HeaderValue::as_bytes));
+    if let Some(host) = host {
+        put(out, &[b"host: ", host, b"\r\n"]);
+    }
+    for (name, value) in fields.iter().filter(|(name, _)| !is_joined(name)) {
+        put(out, &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+    }
+    put_cookie(out, fields);
+    let framing = match (fields.contains_key(header::CONTENT_LENGTH), is_whole) {
+        (true, false) => Framing::Counted,
+        (true, true) => Framing::None,
+        (false, false) => {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            Framing::Chunked
+        }
+        (false, true) => {
+            // A backend may ask for a length where one could be meant (RFC 9110 section 8.6).
+            if [Method::POST, Method::PUT, Method::PATCH].contains(&parts.method) {
+                out.extend_from_slice(b"content-length: 0\r\n");
+            }
+            Framing::None
+        }
+    };
+    out.extend_from_slice(b"\r\n");
+    Ok(framing)
+}
+
+/// What `h2` lets pass.
+fn check(parts: &Parts, authority: Option<&[u8]>) -> Result<(), Malformed> {
+    let has_outer_space = |value: &HeaderValue| {
+        let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+        is_space(value.as_bytes().first()) || is_space(value.as_bytes().last())
+    };
+    if parts.headers.values().any(has_outer_space) {
+        return Err(Malformed);
+    }
+    if OF_CONNECTIONS.iter().any(|name| parts.headers.contains_key(*name)) {
+        return Err(Malformed);
+    }
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = hosts.next().map(HeaderValue::as_bytes);
+    let differs = |authority: &[u8], host: &[u8]| !authority.eq_ignore_ascii_case(host);
+    let is_ambiguous = host.is_some_and(|host| authority.is_some_and(|it| differs(it, host)));
+    if hosts.next().is_some() || is_ambiguous {
+        return Err(Malformed);
+    }
+    match parts.uri.scheme_str() {
+        None | Some("http" | "https") => Ok(()),
+        Some(_) => Err(Malformed),
+    }
+}
+
+fn target<'a>(parts: &'a Parts, authority: Option<&'a [u8]>) -> Result<&'a [u8], Malformed> {
+    if parts.method == Method::CONNECT {
+        // It has no path, and is offered to nobody.
+        return authority.ok_or(Malformed);
+    }
+    let path = parts.uri.path_and_query().map_or("", |path| path.as_str()).as_bytes();
+    match path {
+        [b'/', ..] => Ok(path),
+        b"*" if parts.method == Method::OPTIONS => Ok(path),
+        // Among them the absolute form, in which an HTTP/1.1 reader would look for another host.
+        _ => Err(Malformed),
+    }
+}
+
+/// Whether a field is written by itself, not where it stands.
+fn is_joined(name: &HeaderName) -> bool {
+    *name == header::COOKIE || *name == header::HOST
+}
+
+/// The crumbs of a cookie as one (RFC 9113 section 8.2.3).
+fn put_cookie(out: &mut Vec<u8>, fields: &HeaderMap) {
+    for (place, crumb) in fields.get_all(header::COOKIE).iter().enumerate() {
+        let before: &[u8] = if place == 0 { b"cookie: " } else { b"; " };
+        put(out, &[before, crumb.as_bytes()]);
+    }
+    if fields.contains_key(header::COOKIE) {
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Writes what stands before content of a chunked body.
+pub fn chunk(out: &mut Vec<u8>, content: &Bytes) {
+    debug_assert!(!content.is_empty(), "that would be the last one");
+    let mut line = [0; 18];
+    let mut start = line.len() - 2;
+    line[start..].copy_from_slice(b"\r\n");
+    let mut left = content.len();
+    while left > 0 {
+        start -= 1;
+        line[start] = b"0123456789abcdef"[left % 16];
+        left /= 16;
+    }
+    out.extend_from_slice(&line[start..]);
+}
+
+/// Writes what ends a chunked body.
+pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
+    out.extend_from_slice(b"0\r\n");
+    for (name, value) in trailers.into_iter().flatten() {
+        put(out, &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    for part in parts {
+        out.extend_from_slice(part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn written(
+        method: &str,
+        uri: &str,
+        lines: &[(&str, &str)],
+        is_whole: bool,
+    ) -> Result<(String, Framing), Malformed> {
+        let mut request = Request::builder().method(method).uri(uri).version(Version::HTTP_2);
+        for (name, value) in lines {
+            request = request.header(*name, *value);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let mut out = Vec::new();
+        let framing = head(&mut out, &parts, is_whole)?;
+        Ok((String::from_utf8(out).unwrap(), framing))
+    }
+
+    #[test]
+    fn a_request_is_written_so_that_nothing_is_said_twice() {
+        let lines = [
+            ("user-agent", "c"),
+            ("cookie", "a=1"),
+            ("x-a", "1"),
+            ("host", "X.example:80"),
+            ("cookie", "b=2"),
+            ("x-a", "2"),
+            ("te", "trailers"),
+        ];
+        let (text, framing) = written("GET", "http://x.example:80/a?b", &lines, true).unwrap();
+        assert_eq!(framing, Framing::None);
+        assert_eq!(
+            text,
+            "GET /a?b HTTP/1.1\r\nhost: x.example:80\r\nuser-agent: c\r\nx-a: 1\r\nx-a: 2\r\n\
+             te: trailers\r\ncookie: a=1; b=2\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn the_body_is_framed_by_what_is_known_of_it() {
+        for (method, lines, is_whole, wanted, ending) in [
+            ("POST", &[][..], false, Framing::Chunked, "transfer-encoding: chunked\r\n\r\n"),
+            ("POST", &[][..], true, Framing::None, "content-length: 0\r\n\r\n"),
+            ("DELETE", &[][..], true, Framing::None, "host: x\r\n\r\n"),
+            (
+                "POST",
+                &[("content-length", "5")],
+                false,
+                Framing::Counted,
+                "content-length: 5\r\n\r\n",
+            ),
+            ("POST", &[("content-length", "0")], true, Framing::None, "content-length: 0\r\n\r\n"),
+        ] {
+            let (text, framing) = written(method, "http://x/", lines, is_whole).unwrap();
+            assert_eq!(framing, wanted, "{text}");
+            assert!(text.ends_with(ending), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_two_readers_could_take_in_two_ways_is_malformed() {
+        for (method, uri, lines) in [
+            ("GET", "http://x/", [("host", "y")]),
+            ("GET", "http://x/", [("a", " b")]),
+            ("GET", "http://x/", [("a", "b\t")]),
+            ("GET", "ftp://x/", [("a", "b")]),
+            ("GET", "http://x/", [("upgrade", "h2c")]),
+            ("GET", "http://x/", [("proxy-connection", "close")]),
+            ("GET", "*", [("host", "x")]),
+            ("CONNECT", "*", [("host", "x")]),
+        ] {
+            assert_eq!(written(method, uri, &lines, true), Err(Malformed), "{uri} {lines:?}");
+        }
+        assert!(written("OPTIONS", "*", &[("host", "x")], true).is_ok());
+        let twice = [("host", "x"), ("host", "x")];
+        assert_eq!(written("GET", "/", &twice, true), Err(Malformed));
+    }
+
+    #[test]
+    fn chunks_and_trailers_read_back_as_they_were() {
+        let mut out = Vec::new();
+        let content = Bytes::from(vec![b'x'; 0x1a2]);
+        chunk(&mut out, &content);
+        out.extend_from_slice(&content);
+        out.extend_from_slice(b"\r\n");
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        last_chunk(&mut out, Some(&trailers));
+        assert!(out.starts_with(b"1a2\r\nxxx"));
+        assert!(out.ends_with(b"x\r\n0\r\ngrpc-status: 0\r\n\r\n"));
+    }
+}
