@@ -91,6 +91,13 @@ pub struct Extent {
 #[derive(PartialEq, Eq, Debug)]
 pub struct Place(u32);
 
+impl Place {
+    /// The same place, for a part of its session; only the session itself closes it.
+    pub fn shared(&self) -> Place {
+        Place(self.0)
+    }
+}
+
 impl Shard {
     /// A shard of up to `capacity` sessions and its only writer.
     pub fn new(worker: u8, capacity: usize) -> (ShardWriter, Arc<Shard>) {

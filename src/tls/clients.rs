@@ -53,7 +53,7 @@ impl ClientPolicy {
 }
 
 /// The certificate that a connection's user has shown, if any, and by which policy it was judged.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Shown {
     pub policy: Arc<ClientPolicy>,
     /// Field lines for backends; empty without a certificate.

@@ -146,6 +146,11 @@ impl Engine {
         Err(Refused { fault: Fault::Protocol, why: NOT_TLS, alert: Vec::new() })
     }
 
+    /// Whether it was agreed to speak HTTP/2 (RFC 7301).
+    pub fn speaks_http2(&self) -> bool {
+        self.connection.alpn_protocol() == Some(b"h2")
+    }
+
     fn begun(
         mut connection: ServerConnection,
         cost: u32,

@@ -4,6 +4,7 @@
 
 mod census;
 pub mod estate;
+mod lent;
 mod limits;
 mod reached;
 mod tls;
@@ -59,6 +60,8 @@ pub struct Entry {
     pub started: Now,
     is_tls: bool,
     place: Place,
+    /// It is one of several requests of a session, which has the place.
+    is_lent: bool,
     /// The service that counts it as one of its sessions.
     inside: Option<ServiceId>,
     choice: Option<Choice>,
@@ -73,6 +76,11 @@ impl Entry {
     /// The backend that the session is on, or is being connected to.
     pub fn choice(&self) -> Option<Choice> {
         self.choice
+    }
+
+    /// Whether it is only a part of a session.
+    pub fn is_lent(&self) -> bool {
+        self.is_lent
     }
 
     /// Whether its user speaks TLS with us.
@@ -214,6 +222,7 @@ impl Books {
             started: now,
             is_tls: false,
             place,
+            is_lent: false,
             inside,
             choice: None,
             row: None,
@@ -459,9 +468,16 @@ impl Books {
     pub fn carried(&mut self, entry: &mut Entry, up: u64, down: u64, now: Now) {
         entry.bytes_up += up;
         entry.bytes_down += down;
-        self.parts.shard.moved(&entry.place, entry.bytes_up, entry.bytes_down, now);
         let metrics = &self.parts.metrics;
         let backend = entry.row.map(|row| &metrics.backends[usize::from(row)]);
+        if entry.is_lent {
+            // What its user has sent and received is the session's.
+            return backend.into_iter().for_each(|backend| {
+                backend.up.add(up);
+                backend.down.add(down);
+            });
+        }
+        self.parts.shard.moved(&entry.place, entry.bytes_up, entry.bytes_down, now);
         // Usually one of the two is zero.
         if up > 0 {
             metrics.counters.bytes_up.add(up);

@@ -16,6 +16,8 @@
 //! more is read until it is wanted, so the user's own kernel holds the rest.
 
 pub mod estate;
+mod http2;
+mod intake;
 
 use std::net::SocketAddr;
 
@@ -26,6 +28,7 @@ use crate::base::time::Now;
 use crate::cluster::{Doorway, RequestLimits};
 use crate::http::Malformed;
 use crate::http::user::User;
+use crate::proxy::http2::Front;
 use crate::proxy::line::Line;
 use crate::proxy::tcp::Relay;
 use crate::proxy::{self, Event, Received, Side};
@@ -66,6 +69,10 @@ pub struct Gateway {
     /// Why the first request is refused.
     pub(super) refuses: Option<&'static str>,
     pub(super) moved: [u64; 2],
+    /// What carries its streams, for a connection that speaks HTTP/2.
+    front: Option<Box<Front>>,
+    /// It serves one such stream.
+    pub(super) is_stream: bool,
 }
 
 #[derive(Debug)]
@@ -73,6 +80,8 @@ pub(super) enum Phase {
     Head,
     Exchange,
     Tunnel(Relay),
+    /// It carries streams.
+    Http2,
     /// The last response is out; whatever still arrives is read and thrown away.
     Lingering {
         /// The request was not read to its end, and its user may send all of it before reading
@@ -115,6 +124,8 @@ impl Gateway {
             departing: false,
             refuses: None,
             moved: [0; 2],
+            front: None,
+            is_stream: false,
         }
     }
 
@@ -199,6 +210,10 @@ impl Gateway {
         if matches!(self.phase, Phase::Head) && self.stash.is_empty() && served {
             self.linger(cx);
         }
+        if self.is_http2() {
+            self.drain_streams();
+            self.drive(cx);
+        }
     }
 
     /// Ends the connection, whatever it is doing. For a tunnel, `reason` alone decides whether both
@@ -223,7 +238,7 @@ impl Gateway {
                 self.exchange.fault.get_or_insert(reason.name());
                 self.log(cx);
             }
-            Phase::Head | Phase::Lingering { .. } => {}
+            Phase::Head | Phase::Http2 | Phase::Lingering { .. } => {}
         }
         self.exchange.answer = Answer::Done;
         self.exchange.keep = None;
@@ -233,6 +248,7 @@ impl Gateway {
         }
         self.clear(cx.pool);
         self.client.stop(Side::Client, &mut |what| cx.out.push(GatewayCmd::Wire(what)));
+        self.end_streams(cx);
     }
 
     /// Lets go of everything that is held for later.
@@ -254,7 +270,7 @@ impl Gateway {
 
     /// Whether the kernel still works on the user's connection.
     pub fn in_flight(&self) -> bool {
-        self.client.in_flight()
+        self.client.in_flight() || self.streams_in_flight()
     }
 
     /// The backend connection that [`GatewayCmd::Release`] announced.
@@ -339,6 +355,9 @@ impl Gateway {
         if buf.is_empty() {
             return cx.pool.give_back(buf);
         }
+        if let Some(front) = &mut self.front {
+            front.received(cx.pool.bytes(&buf), cx.now);
+        }
         match self.phase {
             Phase::Head if self.is_packing() => self.keep_for_later(buf, cx.pool),
             Phase::Head => {
@@ -360,7 +379,7 @@ impl Gateway {
                 self.active = cx.now;
                 cx.pool.give_back(buf);
             }
-            Phase::Tunnel(_) | Phase::Over(_) => cx.pool.give_back(buf),
+            Phase::Http2 | Phase::Tunnel(_) | Phase::Over(_) => cx.pool.give_back(buf),
         }
     }
 
@@ -372,6 +391,7 @@ impl Gateway {
             Phase::Exchange if matches!(self.exchange.upload, Upload::Flowing(_)) => {
                 self.malformed(Malformed::new(400, "the request's body ended early"), cx);
             }
+            Phase::Http2 => self.front.iter_mut().for_each(|front| front.ended()),
             _ => {}
         }
     }
@@ -438,6 +458,9 @@ impl Gateway {
 
     /// The one place that decides what happens next, from the present state.
     pub(super) fn advance(&mut self, cx: &mut Context<'_>) {
+        if self.is_http2() {
+            return self.drive(cx);
+        }
         loop {
             let has_more = matches!(self.phase, Phase::Head) && self.stash.len() > self.stash_seen;
             if has_more && !self.is_packing() {
@@ -526,7 +549,7 @@ impl Gateway {
     /// Says that no more will come, and goes on reading until the user is done or silent: closing
     /// with bytes unread would send a reset, which takes the last response from a user that has not
     /// read it yet (RFC 9112 9.6).
-    fn linger(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn linger(&mut self, cx: &mut Context<'_>) {
         self.stash = Stash::EMPTY;
         let rest = matches!(self.exchange.upload, Upload::Abandoned);
         self.phase = Phase::Lingering { rest, until: cx.now.plus(LINGER_MAX) };
@@ -535,41 +558,6 @@ impl Gateway {
             cx.out.push(GatewayCmd::Wire(proxy::StreamCmd::FinishWriting { side: Side::Client }));
         } else {
             self.end(EndReason::Finished, false, cx);
-        }
-    }
-
-    /// Asks each side for as much as there is room for.
-    fn ask(&mut self, cx: &mut Context<'_>) {
-        let out = &mut |what| cx.out.push(GatewayCmd::Wire(what));
-        let to_backend = self.backend.as_ref().map_or(0, |line| line.sending().blocks());
-        let up = self.upward.blocks() + to_backend;
-        let down = self.downward.blocks() + self.client.sending().blocks();
-        let sparing = self.client.is_sparing(cx.pool);
-        let wanted = match (&self.phase, &self.exchange.upload) {
-            (Phase::Head, _) if self.is_packing() => return self.client.stop(Side::Client, out),
-            // What arrives is a request, and will be answered.
-            (Phase::Head, _) if sparing => self.client.sees_room(Side::Client, out),
-            (Phase::Head | Phase::Lingering { .. }, _) => true,
-            (Phase::Exchange, Upload::Flowing(_)) => {
-                let sees_room = |line: &mut Line| line.sees_room(Side::Backend, out);
-                self.client.has_room(up, cx.pool)
-                    && (!sparing || self.backend.as_mut().is_some_and(sees_room))
-            }
-            (Phase::Exchange, Upload::Done) => self.stash.is_empty(),
-            // A user that writes everything before it reads would wait for us, and we for it.
-            (Phase::Exchange, Upload::Last | Upload::Abandoned) => true,
-            _ => false,
-        };
-        if !matches!(self.phase, Phase::Over(_) | Phase::Tunnel(_)) {
-            self.client.ask(Side::Client, wanted, cx.kit.share(), cx.pool, cx.features, out);
-        }
-        if let Some(line) = &mut self.backend {
-            let room = match self.exchange.answer {
-                Answer::Done => line.is_watched(),
-                _ if !line.has_room(down, cx.pool) => false,
-                _ => !line.is_sparing(cx.pool) || self.client.sees_room(Side::Client, out),
-            };
-            line.ask(Side::Backend, room, cx.kit.share(), cx.pool, cx.features, out);
         }
     }
 

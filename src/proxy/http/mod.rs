@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::http2::Excess;
 use super::line::{Features, Line};
 use super::pace::MANY_BYTES_MAX;
 use crate::base::time::Now;
@@ -74,6 +75,10 @@ pub struct GatewaySettings {
     pub trusted: Vec<IpNet>,
     /// The port of the HTTPS door, if there is one.
     pub https_port: Option<u16>,
+    /// Users may speak HTTP/2 by prior knowledge where they speak no TLS.
+    pub h2c: bool,
+    /// Limit on the streams of one connection at once.
+    pub h2_streams: u32,
 }
 
 impl GatewaySettings {
@@ -97,6 +102,8 @@ impl GatewaySettings {
             ids_seed: None,
             trusted: api.trusted.clone(),
             https_port: config.listen.api_tls.map(|door| door.port()),
+            h2c: true,
+            h2_streams: 100,
         }
     }
 }
@@ -135,6 +142,10 @@ pub enum GatewayCmd {
     Answered,
     /// The backend has had all that there is of the request since then, and let the time for its answer pass.
     Unanswered { since: Now },
+    /// Something has happened to streams of the connection; see [`Gateway::next_news`].
+    Streams,
+    /// The user has done too much of something for which nobody has asked.
+    Calmed(Excess),
 }
 
 /// Which connection a request wants.

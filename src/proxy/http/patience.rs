@@ -71,6 +71,7 @@ impl Gateway {
                 }
             },
             Phase::Tunnel(_) => limits.tunnel_idle,
+            Phase::Http2 => return self.http2_ends_at(settings),
             Phase::Lingering { rest, until } => {
                 let silence = if *rest { limits.body } else { LINGER };
                 return Some(self.active.plus(silence).min(*until));
@@ -95,6 +96,7 @@ impl Gateway {
             }
             Phase::Exchange => self.expire_exchange(cx),
             Phase::Tunnel(_) => self.end(EndReason::Idle, false, cx),
+            Phase::Http2 => self.expire_http2(cx),
             Phase::Lingering { .. } => self.end(EndReason::Finished, false, cx),
             Phase::Over(_) => {}
         }

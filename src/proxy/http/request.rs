@@ -121,6 +121,12 @@ impl Gateway {
                 self.stash_seen = self.stash.len();
                 cx.pool.give_back(buf);
             }
+            Read::Refused(_) if self.begins_http2(bytes, cx.settings) => {
+                let first = bytes.to_vec();
+                cx.pool.give_back(buf);
+                self.stash = Stash::EMPTY;
+                self.begin_http2(&first, cx);
+            }
             Read::Refused(fault) => {
                 cx.pool.give_back(buf);
                 self.malformed(fault, cx);

@@ -9,7 +9,7 @@ use super::stash::Stash;
 use super::{Context, Refused};
 use crate::base::time::Now;
 use crate::cluster::{Barrier, Doorway};
-use crate::session::SessionId;
+use crate::session::{EndReason, SessionId};
 
 impl Refused {
     /// The status and the reason in the answer to a request without a backend.
@@ -45,7 +45,7 @@ impl Gateway {
 
     /// Bytes that the connection holds on the heap.
     pub fn held(&self) -> usize {
-        self.stash.held() + self.exchange.stash.held()
+        self.stash.held() + self.exchange.stash.held() + self.streams_held()
     }
 
     /// When the request being read or served began.
@@ -69,6 +69,7 @@ impl Gateway {
                     self.answer_ourselves(503, FULL, cx);
                 }
             }
+            Phase::Http2 => self.end(EndReason::NoBuffers, true, cx),
             Phase::Lingering { .. } | Phase::Tunnel(_) | Phase::Over(_) => {}
         }
         self.advance(cx);

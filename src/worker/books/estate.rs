@@ -181,6 +181,7 @@ impl Books {
         self.parts.metrics.counters.sessions_active.one();
         self.parts.shard.moved(&place, up, down, moment(record.active));
         Ok(Entry {
+            is_lent: false,
             service,
             client,
             started: moment(record.started),

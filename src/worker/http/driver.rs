@@ -212,7 +212,11 @@ impl StreamDriver<{ family::API }> for HttpDriver {
         if let Some(shown) = user.engine.as_ref().and_then(|engine| engine.shown()) {
             self.sessions.identify(key, shown);
         }
+        let speaks_http2 = user.engine.as_ref().is_some_and(|engine| engine.speaks_http2());
         self.streams.seat(key, user, turn);
+        if speaks_http2 {
+            self.sessions.speak_http2(key, &mut turn.cx(&mut self.commands));
+        }
         if !self.streams.doors.has(door) {
             // It came before the door closed, and has only now said for whom.
             self.sessions.drain_user(key, &mut turn.cx(&mut self.commands));

@@ -23,6 +23,7 @@ mod looks;
 mod orders;
 mod relief;
 mod still;
+mod streams;
 mod turned_away;
 
 use std::collections::VecDeque;
@@ -50,6 +51,7 @@ use crate::worker::opening::Unconnected;
 use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
 use looks::{Leaving, Looks};
+use streams::{Crossings, StreamOf};
 
 /// How often spare connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -127,6 +129,8 @@ pub struct Sessions {
     wanted: Vec<http::GatewayCmd>,
     /// Users who were taken up, and are listened to when the worker goes on.
     seated: Vec<Key>,
+    /// What passes between connections that carry HTTP/2 and their streams.
+    crossings: Crossings,
 }
 
 struct User {
@@ -159,6 +163,10 @@ struct User {
     is_elsewhere: bool,
     /// It is listed among those who can follow the others now.
     is_packed: bool,
+    /// Those of a connection that carries HTTP/2, by their numbers there.
+    streams: Vec<Option<Key>>,
+    /// It is one of these: it has no socket.
+    stream_of: Option<StreamOf>,
 }
 
 impl User {
@@ -181,6 +189,8 @@ impl User {
             leaving: None,
             is_elsewhere: false,
             is_packed: false,
+            streams: Vec::new(),
+            stream_of: None,
         }
     }
 }
@@ -259,6 +269,7 @@ impl Sessions {
             starved: Starved::new(now),
             wanted: Vec::with_capacity(16),
             seated: Vec::new(),
+            crossings: Crossings::default(),
         }
     }
 
@@ -485,9 +496,19 @@ impl Sessions {
                         cx.books.backend_silent(entry, since, cx.now);
                     }
                 }
+                http::GatewayCmd::Streams => self.hear(key),
+                http::GatewayCmd::Calmed(excess) => Sessions::calmed(excess, cx),
             }
         }
         self.wanted.clear();
+        self.review(key, cx);
+        if self.has_crossings() {
+            self.cross(cx);
+        }
+    }
+
+    /// What has become of a user who has just been called.
+    fn review(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         let moved = user.gateway.moved();
         let sent = moved != user.moved;
@@ -514,8 +535,10 @@ impl Sessions {
     }
 
     fn wire(&mut self, key: Key, what: proxy::StreamCmd, cx: &mut Cx<'_>) {
-        let link = self.users.get(key).and_then(|user| user.link);
+        let Some(User { link, stream_of, .. }) = self.users.get(key) else { return };
+        let (link, stream_of) = (*link, *stream_of);
         match (what.side(), link) {
+            (Side::Client, _) if stream_of.is_some() => self.pass_down(stream_of, what),
             (Side::Client, _) => cx.out.push(Cmd::Wire { conn: Conn::User(key), what }),
             (Side::Backend, Some(link)) => cx.out.push(Cmd::Wire { conn: Conn::Link(link), what }),
             (Side::Backend, None) => debug_assert!(false, "a gateway uses the link that it has"),
@@ -541,6 +564,9 @@ impl Sessions {
             self.drop_spare(link, cx);
         }
         let Some(user) = self.users.get(key).filter(|_| over) else { return };
+        if user.stream_of.is_some() {
+            return self.close_stream(key, ending.reset, cx);
+        }
         if user.is_elsewhere {
             return self.forget(key, cx);
         }

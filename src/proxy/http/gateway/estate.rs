@@ -59,6 +59,7 @@ impl Gateway {
             && !self.draining
             && self.refuses.is_none()
             && self.shown.is_none()
+            && !self.is_stream
     }
 
     /// What another could go on with. Nothing is being sent; bytes that wait in a tunnel are copied.
@@ -154,8 +155,12 @@ impl Gateway {
 
     /// The user has to go elsewhere, and is told so with the next answer that begins. Nothing is closed before:
     /// a request may be on its way.
-    pub fn retire(&mut self) {
+    pub fn retire(&mut self, cx: &mut Context<'_>) {
         self.retiring = true;
+        if self.is_http2() {
+            self.drain_streams();
+            self.advance(cx);
+        }
     }
 
     /// The user goes on elsewhere as soon as it can, without a word to it.
@@ -183,6 +188,7 @@ impl Gateway {
             && !self.draining
             && self.refuses.is_none()
             && self.shown.is_none()
+            && !self.is_stream
     }
 
     /// Whether it can be described, and nothing is in flight that could change that.

@@ -1,7 +1,7 @@
 //! What a change of a door means for the users who came by it. Owns that they are found; the sockets of
 //! doors are the driver's.
 
-use super::{Cx, Sessions};
+use super::{Cx, Sessions, User};
 use crate::cluster::{DoorId, ServiceId};
 use crate::tls::clients::Shown;
 use crate::worker::slots::Key;
@@ -27,7 +27,8 @@ impl Sessions {
 
     /// A door has closed. Its users are served to the end of what they have asked for.
     pub fn close_door(&mut self, id: DoorId, cx: &mut Cx<'_>) {
-        for key in self.users.keys(|user| user.gateway.door.door == id) {
+        let is_of_it = |user: &User| user.gateway.door.door == id && user.stream_of.is_none();
+        for key in self.users.keys(is_of_it) {
             self.drain_user(key, cx);
         }
     }

@@ -33,6 +33,9 @@ impl Sessions {
             if self.held <= most - most / CLEARED_SHARE {
                 break;
             }
+            if !self.users.has(key) {
+                continue;
+            }
             cx.books.metrics().counters.api_heads_shed.one();
             self.act(key, cx, |gateway, context| gateway.lighten(context));
         }

@@ -21,12 +21,11 @@ impl Sessions {
 
     /// Has a user leave who may have no further request here.
     pub(super) fn see_off(&mut self, key: Key, cx: &mut Cx<'_>) {
-        let follows =
-            self.departs && self.users.get(key).is_some_and(|user| user.is_in_the_clear());
+        let follows = self.departs && self.users.get(key).is_some_and(|user| user.may_follow());
         let has_left = self.has_left;
         self.act(key, cx, |gateway, context| match (has_left, follows) {
             (true, true) => gateway.depart(context),
-            (true, false) => gateway.retire(),
+            (true, false) => gateway.retire(context),
             (false, _) => gateway.drain(context),
         });
     }
@@ -83,7 +82,9 @@ impl Sessions {
 }
 
 impl User {
-    fn is_in_the_clear(&self) -> bool {
-        self.entry.as_ref().is_some_and(|entry| !entry.is_tls())
+    /// The state of TLS and of HTTP/2 is in no record.
+    fn may_follow(&self) -> bool {
+        let is_multiplexed = self.gateway.is_http2() || self.gateway.is_stream();
+        !is_multiplexed && self.entry.as_ref().is_some_and(|entry| !entry.is_tls())
     }
 }

@@ -78,6 +78,9 @@ impl Sessions {
                 Some(State::Serving { user }) => {
                     let user = *user;
                     self.seen(user, Side::Backend, &outlook, cx);
+                    if self.users.get(user).is_some_and(|user| user.stream_of.is_some()) {
+                        self.expire_user(user, cx);
+                    }
                 }
                 _ => {}
             },
@@ -98,10 +101,18 @@ impl Sessions {
     pub(super) fn look(&mut self, key: Key, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(key) else { return };
         user.looks.at = Now::NEVER;
+        let is_stream = user.stream_of.is_some();
         if let Some(link) = user.link
             && let Some(State::Serving { .. }) = self.links.get(link).map(|link| &link.state)
         {
             cx.out.push(Cmd::Look { conn: Conn::Link(link) });
+            if is_stream {
+                return;
+            }
+        }
+        if is_stream {
+            // What its user takes is known already.
+            return self.expire_user(key, cx);
         }
         // Last, because its answer decides.
         cx.out.push(Cmd::Look { conn: Conn::User(key) });

@@ -14,7 +14,7 @@ impl Sessions {
         match order {
             Order::EndBackend { .. } => self.end_backends(&Ends::of(order), cx),
             Order::EndSession { id, reason } => {
-                let is_named = |entry: &Entry| cx.books.id(entry) == id;
+                let is_named = |entry: &Entry| !entry.is_lent() && cx.books.id(entry) == id;
                 let found = self.users.find(|user| user.entry.as_ref().is_some_and(is_named));
                 if let Some(key) = found {
                     self.end(key, reason, cx);
@@ -28,7 +28,7 @@ impl Sessions {
             }
             Order::Drain => {
                 self.draining = true;
-                for key in self.users.keys(|_| true) {
+                for key in self.users.keys(|user| user.stream_of.is_none()) {
                     self.see_off(key, cx);
                 }
                 self.drop_all_spares(cx);
@@ -56,6 +56,10 @@ impl Sessions {
     }
 
     pub(super) fn end(&mut self, key: Key, reason: EndReason, cx: &mut Cx<'_>) {
+        if !self.users.has(key) {
+            // It has ended with its connection.
+            return;
+        }
         let grace = grace::of(reason);
         if !self.hurry_user(cx.now, key, grace) {
             self.act(key, cx, |gateway, context| gateway.end(reason, true, context));
