@@ -165,10 +165,12 @@ fn s_client_resumes_across_workers_and_changes_its_keys() {
     assert!(answer.contains("KEYUPDATE") && answer.contains("HTTP/1.1 200 OK"), "{answer}");
     let old = balancer.s_client(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"], b"");
     assert!(old.contains("alert") && old.contains("Cipher is (NONE)"), "{old}");
-    let http2 = balancer.s_client(&["-alpn", "h2"], b"");
-    assert!(http2.contains("alert no application protocol"), "{http2}");
-    let both = balancer.s_client(&["-alpn", "h2,http/1.1"], b"");
-    assert!(both.contains("ALPN protocol: http/1.1"), "{both}");
+    let neither = balancer.s_client(&["-alpn", "h3"], b"");
+    assert!(neither.contains("alert no application protocol"), "{neither}");
+    for (offered, agreed) in [("http/1.1,h2", "h2"), ("h2", "h2"), ("http/1.1", "http/1.1")] {
+        let both = balancer.s_client(&["-alpn", offered], b"");
+        assert!(both.contains(&format!("ALPN protocol: {agreed}\n")), "{both}");
+    }
     // Renegotiation, which only TLS 1.2 has.
     let again = balancer.s_client_paused(&["-tls1_2"], &[b"R\n", GET]);
     assert!(again.contains("RENEGOTIATING") && !again.contains("HTTP/1.1"), "{again}");

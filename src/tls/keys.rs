@@ -343,7 +343,7 @@ pub enum Speech {
 impl Speech {
     fn protocols(self) -> &'static [&'static [u8]] {
         match self {
-            Speech::Http => &[b"http/1.1"],
+            Speech::Http => &[b"h2", b"http/1.1"],
             Speech::Stream => &[],
         }
     }

@@ -110,9 +110,9 @@ fn who_cannot_be_served_is_told_with_address_host_and_reason() {
     assert_eq!(stage.told().why, wanted);
     assert_eq!(stage.counted("tls_refused_nothing_in_common"), 1);
 
-    let mut http2 = (*config).clone();
-    http2.alpn_protocols = vec![b"h2".to_vec()];
-    shake(&mut user(&http2.into(), "a.example", stage.at)).unwrap_err();
+    let mut http3 = (*config).clone();
+    http3.alpn_protocols = vec![b"h3".to_vec()];
+    shake(&mut user(&http3.into(), "a.example", stage.at)).unwrap_err();
     assert_eq!(stage.told().why, "it offers no protocol (ALPN) that is spoken here");
     stage.balancer.stop();
 }

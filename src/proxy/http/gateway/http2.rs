@@ -25,6 +25,7 @@ impl Gateway {
         let mut stream = Gateway::new(self.session, self.door, self.address, trusted, now);
         stream.exchange.number = number.wrapping_sub(1);
         stream.shown.clone_from(&self.shown);
+        stream.refuses = self.refuses;
         (stream.is_stream, stream.draining, stream.retiring) = (true, self.draining, self.retiring);
         stream
     }
@@ -55,7 +56,6 @@ impl Gateway {
             && !self.is_stream
             && !self.door.is_tls
             && settings.h2c
-            && self.refuses.is_none()
             && bytes[..count] == PREFACE[..count]
     }
 
