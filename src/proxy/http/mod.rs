@@ -10,6 +10,7 @@
 //!   handover   one request on one backend's connection, and on another if it may be repeated
 //!   exchange   what is known about the request that is being served
 //!   tunnel     what follows an upgrade
+//!   trunk      a connection to a backend that requests share
 //!   patience   how long it waits for each thing, and what happens then
 //!   shed       who is let go, and what they are told
 //!   spares     connections to backends that wait for the next request
@@ -26,6 +27,7 @@ mod routing;
 mod shed;
 pub mod spares;
 mod stash;
+pub mod trunk;
 mod tunnel;
 
 use std::net::SocketAddr;

@@ -2,7 +2,6 @@
 //! what goes to and comes from the user is its gateway's to send and receive, and the streams' own gateways are told
 //! of by [`News`].
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -15,30 +14,18 @@ use http::{Method, Request};
 
 use super::guard::{Excess, Guard, PREFACE};
 use super::pipe::{self, Flag, Mouth, Pipe};
-use super::stream::{Bell, Ready, Stream};
+use super::stream::Stream;
+use super::streams::{self, News, Outlet, Streams};
 use super::{
     CONNECTION_WINDOW, FRAME_BYTES_MAX, LIST_BYTES_MAX, OWED_MAX, RESET_STREAMS_MAX, STREAM_WINDOW,
-    upward,
+    writing,
 };
 use crate::base::time::Now;
-use crate::proxy::{Event, StreamCmd};
+use crate::proxy::StreamCmd;
 use crate::ring::pool::Pool;
 
 /// How long a user may take to acknowledge our SETTINGS (RFC 9113 section 6.5.3).
 const AGREED_WITHIN: Duration = Duration::from_secs(10);
-/// How often the connection and its streams are called in turn; each round moves something.
-const ROUNDS_MAX: usize = 1000;
-
-/// What has happened to a stream.
-#[derive(Debug)]
-pub enum News {
-    /// There is a new one, which came as the so manieth.
-    Opened(u32),
-    Happened(Event),
-    /// The user has ended it, or the connection has.
-    Gone,
-}
-
 /// What a front works with while it is called.
 pub struct Circumstances<'a> {
     pub now: Now,
@@ -68,14 +55,7 @@ pub struct Front {
     guard: Guard,
     flag: Arc<Flag>,
     waker: Waker,
-    streams: Vec<Option<Stream>>,
-    free: Vec<u32>,
-    ready: Arc<Ready>,
-    /// Streams that wait until `h2` has got rid of what it holds.
-    held_back: Vec<u32>,
-    /// Content in the hands of `h2`.
-    owed: usize,
-    news: VecDeque<(u32, News)>,
+    streams: Streams,
     began: Now,
     /// When the last stream ended.
     idle_since: Now,
@@ -104,12 +84,7 @@ impl Front {
             guard: Guard::new(PREFACE.len()),
             flag,
             waker,
-            streams: Vec::new(),
-            free: Vec::new(),
-            ready: Arc::default(),
-            held_back: Vec::new(),
-            owed: 0,
-            news: VecDeque::new(),
+            streams: Streams::default(),
             began: now,
             idle_since: now,
             opened: 0,
@@ -146,13 +121,12 @@ impl Front {
 
     /// Streams that have a gateway.
     pub fn live(&self) -> usize {
-        self.streams.len() - self.free.len()
+        self.streams.live()
     }
 
     /// Bytes on the heap that the user has made us hold.
     pub fn held(&self) -> usize {
-        let streams: usize = self.streams.iter().flatten().map(Stream::held).sum();
-        self.mouth.unread() + streams
+        self.mouth.unread() + self.streams.held()
     }
 
     /// What the user has done too much of, said once.
@@ -162,29 +136,21 @@ impl Front {
 
     /// The next thing that has happened to a stream.
     pub fn next_news(&mut self) -> Option<(u32, News)> {
-        self.news.pop_front()
+        self.streams.next_news()
     }
 
     pub fn has_news(&self) -> bool {
-        !self.news.is_empty()
+        self.streams.has_news()
     }
 
     /// Takes a command of a stream's gateway; what follows from it comes with [`Front::run`].
     pub fn command(&mut self, number: u32, what: StreamCmd, pool: &Pool) {
-        if let Some(stream) = self.stream(number) {
-            stream.command(what, pool);
-        } else {
-            debug_assert!(false, "a stream without a gateway takes no commands");
-        }
+        self.streams.command(number, what, pool);
     }
 
     /// The gateway of a stream has let go of it, with nothing under way.
     pub fn forget(&mut self, number: u32, is_reset: bool, now: Now) {
-        let Some(mut stream) = self.streams.get_mut(number as usize).and_then(Option::take) else {
-            return;
-        };
-        stream.close(is_reset);
-        self.free.push(number);
+        self.streams.forget(number, is_reset);
         self.flag.set();
         if self.live() == 0 {
             self.idle_since = now;
@@ -214,7 +180,7 @@ impl Front {
     /// Ends the connection without a word.
     pub fn cut(&mut self) {
         self.link = Link::Over;
-        self.streams.iter().flatten().for_each(|stream| stream.bell().ring());
+        self.streams.ring_all();
     }
 
     fn calm(&mut self, excess: Excess) {
@@ -247,106 +213,84 @@ impl Front {
     /// Goes on as far as it can without waiting. What is to be sent to the user, at most `most` bytes, is written to
     /// `memory`.
     pub fn run(&mut self, memory: Vec<u8>, most: usize, cx: &mut Circumstances<'_>) -> Vec<u8> {
-        self.mouth.lend(memory, most);
-        let mut ready = std::mem::take(&mut self.held_back);
-        self.flag.set();
-        for _ in 0..ROUNDS_MAX {
-            let is_woken = self.flag.take();
-            if is_woken {
-                self.poll(cx);
-                self.owed = self.owed.min(OWED_MAX * self.live());
+        let Front { link, mouth, flag, waker, streams, guard, drains, opened, .. } = self;
+        let mut excess = None;
+        let (now, streams_max) = (cx.now, cx.streams_max);
+        let outlet = Outlet { memory, most };
+        let written = streams::turn(streams, (mouth, flag), outlet, cx.pool, |streams| {
+            let context = &mut Context::from_waker(waker);
+            while let Poll::Ready(come) = accept(link, drains, context) {
+                let Some((request, respond)) = come else {
+                    *link = Link::Over;
+                    streams.ring_all();
+                    break;
+                };
+                // A place is free only when the stream's gateway, and with it its backend, is done.
+                let is_full = streams.live() >= streams_max as usize;
+                if let Err(too_much) =
+                    open(streams, is_full, opened, guard, (request, respond), now)
+                {
+                    excess = Some(too_much);
+                }
             }
-            ready.append(&mut self.ready.take());
-            if ready.is_empty() && !is_woken {
-                break;
-            }
-            for number in ready.drain(..) {
-                self.advance(number, cx);
-            }
-        }
-        let written = self.mouth.take();
-        self.owed = self.owed.saturating_sub(written.len());
-        written
-    }
-
-    fn advance(&mut self, number: u32, cx: &mut Circumstances<'_>) {
-        let (owed, is_over) = (self.owed, self.is_over());
-        let Some(stream) = self.stream(number) else { return };
-        let given = stream.advance(owed, is_over, cx.pool);
-        let happened = std::mem::take(&mut stream.happened);
-        let (waits, is_gone) = (stream.waits_for_us(owed + given), stream.has_just_gone());
-        self.news.extend(happened.into_iter().map(|event| (number, News::Happened(event))));
-        if is_gone {
-            self.news.push_back((number, News::Gone));
-        }
-        if waits {
-            self.held_back.push(number);
-        }
-        self.owed += given;
-        self.guard.sent(given);
-    }
-
-    fn stream(&mut self, number: u32) -> Option<&mut Stream> {
-        self.streams.get_mut(number as usize)?.as_mut()
-    }
-
-    fn poll(&mut self, cx: &mut Circumstances<'_>) {
-        let waker = self.waker.clone();
-        let context = &mut Context::from_waker(&waker);
-        loop {
-            let come = match &mut self.link {
-                Link::Over => return,
-                Link::Handshake(handshake) => match Pin::new(&mut **handshake).poll(context) {
-                    Poll::Pending => return,
-                    Poll::Ready(Ok(connection)) => {
-                        self.link = Link::Open(Box::new(connection));
-                        if std::mem::take(&mut self.drains) {
-                            self.drain();
-                        }
-                        continue;
-                    }
-                    Poll::Ready(Err(_)) => None,
-                },
-                Link::Open(connection) => match connection.poll_accept(context) {
-                    Poll::Pending => return,
-                    Poll::Ready(come) => come.and_then(Result::ok),
-                },
-            };
-            let Some((request, respond)) = come else {
-                return self.cut();
-            };
-            self.open(request, respond, cx);
-        }
-    }
-
-    fn open(
-        &mut self,
-        request: Request<RecvStream>,
-        mut respond: SendResponse<Bytes>,
-        cx: &Circumstances<'_>,
-    ) {
-        // A place is free only when the stream's gateway, and with it its backend, is done.
-        if self.live() >= cx.streams_max as usize {
-            return respond.send_reset(Reason::REFUSED_STREAM);
-        }
-        let (parts, request) = request.into_parts();
-        let mut text = Vec::with_capacity(512);
-        let Ok(framing) = upward::head(&mut text, &parts, request.is_end_stream()) else {
-            respond.send_reset(Reason::PROTOCOL_ERROR);
-            if let Err(excess) = self.guard.reset(cx.now) {
-                self.calm(excess);
-            }
-            return;
-        };
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.streams.push(None);
-            (self.streams.len() - 1) as u32
+            matches!(link, Link::Over)
         });
-        let bell = Bell::new(number, &self.ready);
-        let is_head = parts.method == Method::HEAD;
-        let stream = Stream::new(bell, request, respond, (text, framing), is_head);
-        self.streams[number as usize] = Some(stream);
-        self.opened = self.opened.wrapping_add(1);
-        self.news.push_back((number, News::Opened(self.opened)));
+        self.guard.sent(self.streams.take_given());
+        let Some(excess) = excess else { return written };
+        // The last word goes out at once.
+        self.calm(excess);
+        let rest = self.run(Vec::new(), most - written.len(), cx);
+        [written, rest].concat()
     }
+}
+
+type Come = (Request<RecvStream>, SendResponse<Bytes>);
+
+/// The next request; `None`: there will be no further one, as the connection is over.
+fn accept(link: &mut Link, drains: &mut bool, context: &mut Context<'_>) -> Poll<Option<Come>> {
+    loop {
+        match link {
+            Link::Over => return Poll::Pending,
+            Link::Handshake(handshake) => match Pin::new(&mut **handshake).poll(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(mut connection)) => {
+                    if *drains {
+                        connection.graceful_shutdown();
+                    }
+                    *link = Link::Open(Box::new(connection));
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(None),
+            },
+            Link::Open(connection) => {
+                return connection.poll_accept(context).map(|come| come.and_then(Result::ok));
+            }
+        }
+    }
+}
+
+/// Takes in a stream.
+fn open(
+    streams: &mut Streams,
+    is_full: bool,
+    opened: &mut u32,
+    guard: &mut Guard,
+    (request, mut respond): Come,
+    now: Now,
+) -> Result<(), Excess> {
+    if is_full {
+        respond.send_reset(Reason::REFUSED_STREAM);
+        return Ok(());
+    }
+    let (parts, request) = request.into_parts();
+    let mut text = Vec::with_capacity(512);
+    let Ok(framing) = writing::request(&mut text, &parts, request.is_end_stream()) else {
+        respond.send_reset(Reason::PROTOCOL_ERROR);
+        return guard.reset(now);
+    };
+    let is_head = parts.method == Method::HEAD;
+    let number =
+        streams.add(|bell| Stream::asked(bell, request, respond, (text, framing), is_head));
+    *opened = opened.wrapping_add(1);
+    streams.tell(number, News::Opened(*opened));
+    Ok(())
 }

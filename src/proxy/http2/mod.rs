@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   gateways of streams      Receive --> Received (text)       Send (text) --> Sent
-//!                               ^  upward                         |  downward
+//!                               ^  written                        |  read
 //!                               |                                 v
 //!   front                    fields, content, trailers         fields, content, trailers
 //!                               ^                                 |
@@ -13,19 +13,26 @@
 //!   gateway of the user      bytes received                    bytes to send
 //! ```
 //!
+//! Towards backends that speak HTTP/2 it is the other way round: requests of many users go over one connection, each on
+//! a stream that its gateway takes for a connection of its own ([`Back`]).
+//!
 //! Frames, windows and header compression are the `h2` crate's, driven over memory: it has no socket, no task and no
 //! timer here. It allocates for each stream, which nothing else in a worker does; what it may hold is bounded by the
 //! constants below and by the [`guard`].
 
-mod downward;
+mod back;
 mod front;
 mod guard;
 mod pipe;
+mod reading;
 mod stream;
-mod upward;
+mod streams;
+mod writing;
 
-pub use front::{Circumstances, Front, News, Patience};
+pub use back::Back;
+pub use front::{Circumstances, Front, Patience};
 pub use guard::{Excess, PREFACE};
+pub use streams::News;
 
 /// The window of a stream, which is opened again as its bytes go on to the backend.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -41,5 +48,9 @@ const OWED_MAX: usize = 64 * 1024;
 /// Content that counts as progress where less than the whole was taken: a user that opens its window byte by byte
 /// holds a response no longer than one that never does.
 const PROGRESS_BYTES: usize = 16 * 1024;
+/// Streams of a connection to a backend, if the backend lets us have as many.
+const SHARED_MAX: usize = 100;
+/// The same until it has said how many.
+const SHARED_FIRST: usize = 32;
 /// Streams that were reset by us whose late frames are still borne.
 const RESET_STREAMS_MAX: usize = 128;

@@ -1,18 +1,21 @@
-//! One stream of a user's connection: the line between its gateway, which reads and writes HTTP/1.1, and `h2`. Owns how
-//! far its request has been handed up and its response handed down, and answers each of its gateway's commands once.
+//! One stream of a connection: the line between a gateway, which reads and writes HTTP/1.1, and `h2`. Owns how far the
+//! message that comes has been handed to the gateway, and the one that goes to `h2`; answers each command once.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
+use http::Method;
 use http::header::HeaderMap;
 use nix::errno::Errno;
 
-use super::downward::{Broken, Head, Reader};
-use super::upward::{self, Framing};
+use super::reading::{Broken, Head, Kind, Reader};
+use super::writing::{self, Framing};
 use super::{OWED_MAX, PROGRESS_BYTES};
 use crate::proxy::{Event, Intake, Received, Side, StreamCmd};
 use crate::ring::pool::{Buf, Class, Outgoing, Pool};
@@ -72,9 +75,19 @@ struct Sending {
     taken: usize,
 }
 
-/// What the request still brings.
+/// Which end of the stream we are at.
+enum Role {
+    /// A user's, who has asked.
+    Server(SendResponse<Bytes>),
+    /// A backend's, which is to answer.
+    Client { sender: SendRequest<Bytes>, answer: Option<ResponseFuture>, to_head_request: bool },
+}
+
+/// What the message that comes still brings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Source {
+    /// Its head has not come.
+    Awaited,
     Content,
     /// All of it is in `text` or has been handed up.
     Ended,
@@ -84,7 +97,9 @@ enum Source {
 pub struct Stream {
     bell: Arc<Bell>,
     waker: Waker,
-    request: RecvStream,
+    side: Side,
+    role: Role,
+    coming: Option<RecvStream>,
     framing: Framing,
     source: Source,
     /// What is handed up next: text, and content behind it.
@@ -92,8 +107,7 @@ pub struct Stream {
     text_read: usize,
     content: Bytes,
     asked: Option<Intake>,
-    respond: SendResponse<Bytes>,
-    response: Option<SendStream<Bytes>>,
+    going: Option<SendStream<Bytes>>,
     reader: Reader,
     sending: Option<Sending>,
     awaits_room: bool,
@@ -103,8 +117,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A request whose head is `text`.
-    pub fn new(
+    /// A user's request whose head is `text`.
+    pub fn asked(
         bell: Arc<Bell>,
         request: RecvStream,
         respond: SendResponse<Bytes>,
@@ -112,19 +126,33 @@ impl Stream {
         to_head_request: bool,
     ) -> Stream {
         let source = if framing == Framing::None { Source::Ended } else { Source::Content };
+        let reader = Reader::new(Kind::Response { to_head_request });
+        let coming = Some(request);
+        let stream = Stream::new(bell, Side::Client, Role::Server(respond), reader);
+        Stream { source, text, framing, coming, ..stream }
+    }
+
+    /// A request that is to be sent to a backend, reached by this scheme.
+    pub fn to_ask(bell: Arc<Bell>, sender: SendRequest<Bytes>, scheme: &'static str) -> Stream {
+        let role = Role::Client { sender, answer: None, to_head_request: false };
+        Stream::new(bell, Side::Backend, role, Reader::new(Kind::Request { scheme }))
+    }
+
+    fn new(bell: Arc<Bell>, side: Side, role: Role, reader: Reader) -> Stream {
         Stream {
             waker: Waker::from(Arc::clone(&bell)),
             bell,
-            request,
-            framing,
-            source,
-            text,
+            side,
+            role,
+            coming: None,
+            framing: Framing::None,
+            source: Source::Awaited,
+            text: Vec::new(),
             text_read: 0,
             content: Bytes::new(),
             asked: None,
-            respond,
-            response: None,
-            reader: Reader::new(to_head_request),
+            going: None,
+            reader,
             sending: None,
             awaits_room: false,
             is_gone: false,
@@ -137,7 +165,7 @@ impl Stream {
         &self.bell
     }
 
-    /// Whether the user, or the connection, has ended it; said once.
+    /// Whether the peer, or the connection, has ended it; said once.
     pub fn has_just_gone(&mut self) -> bool {
         self.is_gone && !std::mem::replace(&mut self.is_told, true)
     }
@@ -147,7 +175,7 @@ impl Stream {
         self.sending.is_some() && owed >= OWED_MAX
     }
 
-    /// Bytes of the request that wait here.
+    /// Bytes that have come and wait here.
     pub fn held(&self) -> usize {
         self.text.capacity() + self.content.len()
     }
@@ -179,11 +207,14 @@ impl Stream {
         }
     }
 
-    /// Nothing more of the request is wanted.
+    /// Nothing more of what comes is wanted.
     fn stop_reading(&mut self) {
-        if self.source == Source::Content {
-            // The response is whole, and the user need not send the rest (RFC 9113 section 8.1).
-            self.reset(Reason::NO_ERROR);
+        if matches!(self.source, Source::Awaited | Source::Content) {
+            // A response that is whole leaves the user free not to send the rest (RFC 9113 section 8.1).
+            self.reset(match self.side {
+                Side::Client => Reason::NO_ERROR,
+                Side::Backend => Reason::CANCEL,
+            });
         }
         (self.source, self.text, self.text_read) = (Source::Ended, Vec::new(), 0);
         self.content = Bytes::new();
@@ -202,9 +233,11 @@ impl Stream {
         if self.is_gone {
             return;
         }
-        match &mut self.response {
-            Some(response) => response.send_reset(why),
-            None => self.respond.send_reset(why),
+        match (&mut self.going, &mut self.role) {
+            (Some(going), _) => going.send_reset(why),
+            (None, Role::Server(respond)) => respond.send_reset(why),
+            // Nothing has been asked.
+            (None, Role::Client { .. }) => {}
         }
     }
 
@@ -225,9 +258,10 @@ impl Stream {
     }
 
     fn look_for_reset(&mut self, cx: &mut Context<'_>) {
-        let reset = match &mut self.response {
-            Some(response) => response.poll_reset(cx),
-            None => self.respond.poll_reset(cx),
+        let reset = match (&mut self.going, &mut self.role) {
+            (Some(going), _) => going.poll_reset(cx),
+            (None, Role::Server(respond)) => respond.poll_reset(cx),
+            (None, Role::Client { .. }) => return,
         };
         self.is_gone |= reset.is_ready();
     }
@@ -240,7 +274,7 @@ impl Stream {
         }
         if !self.has_text() {
             match self.source {
-                Source::Content if !self.is_gone => {}
+                Source::Awaited | Source::Content if !self.is_gone => {}
                 Source::Ended => self.answer(Received::End),
                 _ => self.answer(Received::Failed(Errno::ECONNRESET)),
             }
@@ -271,7 +305,9 @@ impl Stream {
                 let taken = pool.append(buf, &self.content);
                 self.content.advance(taken);
                 // The window is opened by what has gone on; `h2` refuses only what it never gave.
-                let _ = self.request.flow_control().release_capacity(taken);
+                if let Some(coming) = &mut self.coming {
+                    let _ = coming.flow_control().release_capacity(taken);
+                }
                 if !self.content.is_empty() {
                     return;
                 }
@@ -287,19 +323,46 @@ impl Stream {
         }
     }
 
-    /// Gets the next of the request from `h2`.
+    /// Gets the head of a backend's response from `h2`, interim ones included.
+    fn take_answer(&mut self, cx: &mut Context<'_>) {
+        let Role::Client { answer: Some(answer), to_head_request, .. } = &mut self.role else {
+            return;
+        };
+        while let Poll::Ready(Some(Ok(interim))) = answer.poll_informational(cx) {
+            writing::response(&mut self.text, interim.status(), interim.headers(), false, true);
+        }
+        let (parts, coming) = match Pin::new(answer).poll(cx) {
+            Poll::Pending => return,
+            Poll::Ready(Ok(response)) => response.into_parts(),
+            Poll::Ready(Err(_)) => return self.source = Source::Failed,
+        };
+        let (is_whole, is_empty) = (coming.is_end_stream(), *to_head_request);
+        let (text, fields) = (&mut self.text, &parts.headers);
+        self.framing = writing::response(text, parts.status, fields, is_whole, is_empty);
+        self.source = if self.framing == Framing::None { Source::Ended } else { Source::Content };
+        self.coming = Some(coming);
+    }
+
+    /// Gets what comes next from `h2`.
     fn take_content(&mut self, cx: &mut Context<'_>) {
+        if self.source == Source::Awaited {
+            self.take_answer(cx);
+            if !self.text.is_empty() {
+                return;
+            }
+        }
         while self.source == Source::Content && self.content.is_empty() {
-            match self.request.poll_data(cx) {
+            let Some(coming) = &mut self.coming else { return };
+            match coming.poll_data(cx) {
                 Poll::Ready(Some(Ok(content))) if content.is_empty() => {}
                 Poll::Ready(Some(Ok(content))) => {
                     if self.framing == Framing::Chunked {
-                        upward::chunk(&mut self.text, &content);
+                        writing::chunk(&mut self.text, &content);
                     }
                     self.content = content;
                 }
                 Poll::Ready(Some(Err(_))) => self.source = Source::Failed,
-                Poll::Ready(None) => match self.request.poll_trailers(cx) {
+                Poll::Ready(None) => match coming.poll_trailers(cx) {
                     Poll::Ready(Ok(trailers)) => self.end_content(trailers.as_ref()),
                     Poll::Ready(Err(_)) => self.source = Source::Failed,
                     Poll::Pending => return,
@@ -312,14 +375,14 @@ impl Stream {
     fn end_content(&mut self, trailers: Option<&HeaderMap>) {
         self.source = Source::Ended;
         if self.framing == Framing::Chunked {
-            upward::last_chunk(&mut self.text, trailers);
+            writing::last_chunk(&mut self.text, trailers);
         }
     }
 
     fn answer(&mut self, what: Received) {
         if self.asked.take().is_some() {
             let nonempty = self.has_text();
-            self.happened.push(Event::Received { side: Side::Client, what, more: false, nonempty });
+            self.happened.push(Event::Received { side: self.side, what, more: false, nonempty });
         }
     }
 
@@ -388,14 +451,23 @@ impl Stream {
 
     fn take_head(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
         let (taken, head) = self.reader.take_head(bytes)?;
-        match head {
+        let Some(head) = head else { return Ok(taken) };
+        let is_whole = self.reader.is_over();
+        match (head, &mut self.role) {
             // A stream that has just been reset takes nothing more, and says so when it is looked at.
-            Some(Head::Interim(head)) => drop(self.respond.send_informational(head)),
-            Some(Head::Final(head)) => {
-                self.response = self.respond.send_response(head, self.reader.is_over()).ok();
-                self.is_gone |= self.response.is_none();
+            (Head::Interim(head), Role::Server(respond)) => drop(respond.send_informational(head)),
+            (Head::Final(head), Role::Server(respond)) => {
+                self.going = respond.send_response(head, is_whole).ok();
+                self.is_gone |= self.going.is_none();
             }
-            None => {}
+            (Head::Request(head), Role::Client { sender, answer, to_head_request }) => {
+                *to_head_request = *head.method() == Method::HEAD;
+                match sender.send_request(head, is_whole) {
+                    Ok((coming, going)) => (*answer, self.going) = (Some(coming), Some(going)),
+                    Err(_) => self.is_gone = true,
+                }
+            }
+            _ => return Err(Broken),
         }
         Ok(taken)
     }
@@ -409,30 +481,30 @@ impl Stream {
     }
 
     fn give(&mut self, content: Bytes, end: Option<HeaderMap>) {
-        let Some(response) = &mut self.response else { return };
+        let Some(going) = &mut self.going else { return };
         let given = match end {
-            Some(trailers) if trailers.is_empty() => response.send_data(content, true),
+            Some(trailers) if trailers.is_empty() => going.send_data(content, true),
             Some(trailers) => {
                 let given =
-                    if content.is_empty() { Ok(()) } else { response.send_data(content, false) };
-                given.and_then(|()| response.send_trailers(trailers))
+                    if content.is_empty() { Ok(()) } else { going.send_data(content, false) };
+                given.and_then(|()| going.send_trailers(trailers))
             }
             None if content.is_empty() => Ok(()),
-            None => response.send_data(content, false),
+            None => going.send_data(content, false),
         };
         self.is_gone |= given.is_err();
     }
 
-    /// How much content the user's windows let through.
+    /// How much content the peer's windows let through.
     fn capacity(&mut self, wanted: usize, cx: &mut Context<'_>) -> usize {
-        let Some(response) = &mut self.response else { return wanted };
-        response.reserve_capacity(wanted);
+        let Some(going) = &mut self.going else { return wanted };
+        going.reserve_capacity(wanted);
         loop {
-            let capacity = response.capacity();
+            let capacity = going.capacity();
             if capacity > 0 {
                 return capacity.min(wanted);
             }
-            match response.poll_capacity(cx) {
+            match going.poll_capacity(cx) {
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(_) => {
                     self.is_gone = true;
@@ -449,13 +521,13 @@ impl Stream {
 
     fn sent(&mut self, result: Result<u32, Errno>) {
         if self.sending.take().is_some() {
-            self.happened.push(Event::Sent { side: Side::Client, result });
+            self.happened.push(Event::Sent { side: self.side, result });
         }
     }
 
     fn room(&mut self) {
         if std::mem::take(&mut self.awaits_room) {
-            self.happened.push(Event::Room { side: Side::Client });
+            self.happened.push(Event::Room { side: self.side });
         }
     }
 }

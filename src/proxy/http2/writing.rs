@@ -1,11 +1,11 @@
-//! A request of HTTP/2 in the words of HTTP/1.1, in which the gateway reads it. Owns the checks that RFC 9113 section 8
-//! asks for beyond those of `h2`, and the framing of the body; what a request may be, its limits included, is decided
-//! by the gateway alone, as for any other.
+//! What comes over HTTP/2, in the words of HTTP/1.1 in which the gateway reads it: a user's request, a backend's
+//! response. Owns the checks that RFC 9113 section 8 asks for beyond those of `h2`, and the framing of bodies; what a
+//! message may be, its limits included, is decided by the gateway alone, as for any other.
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Method, Version};
+use http::{Method, StatusCode, Version};
 
 /// Names that are for one hop of HTTP/1.1, and malformed in HTTP/2 (RFC 9113 section 8.2.2).
 pub const OF_CONNECTIONS: [&str; 5] =
@@ -29,7 +29,7 @@ pub struct Malformed;
 ///
 /// # Errors
 /// It is malformed (RFC 9113 section 8.1.1).
-pub fn head(out: &mut Vec<u8>, parts: &Parts, is_whole: bool) -> Result<Framing, Malformed> {
+pub fn request(out: &mut Vec<u8>, parts: &Parts, is_whole: bool) -> Result<Framing, Malformed> {
     debug_assert_eq!(parts.version, Version::HTTP_2, "h2 reads nothing else");
     let fields = &parts.headers;
     let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
@@ -61,6 +61,41 @@ pub fn head(out: &mut Vec<u8>, parts: &Parts, is_whole: bool) -> Result<Framing,
     };
     out.extend_from_slice(b"\r\n");
     Ok(framing)
+}
+
+/// Writes the head of a response; `is_whole`: no content and no trailer section follow. `is_empty`: none could, whatever
+/// the head says, as for a request with `HEAD`.
+pub fn response(
+    out: &mut Vec<u8>,
+    status: StatusCode,
+    fields: &HeaderMap,
+    is_whole: bool,
+    is_empty: bool,
+) -> Framing {
+    let code = status.as_u16();
+    let digit = |unit: u16| b'0' + (code / unit % 10) as u8;
+    let reason = status.canonical_reason().unwrap_or_default().as_bytes();
+    put(out, &[b"HTTP/1.1 ", &[digit(100), digit(10), digit(1), b' '], reason, b"\r\n"]);
+    for (name, value) in fields.iter().filter(|(name, _)| !OF_CONNECTIONS.contains(&name.as_str()))
+    {
+        put(out, &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+    }
+    let is_empty = is_empty || status.is_informational() || matches!(code, 204 | 304);
+    let framing = match (fields.contains_key(header::CONTENT_LENGTH), is_whole) {
+        _ if is_empty => Framing::None,
+        (true, false) => Framing::Counted,
+        (true, true) => Framing::None,
+        (false, true) => {
+            out.extend_from_slice(b"content-length: 0\r\n");
+            Framing::None
+        }
+        (false, false) => {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            Framing::Chunked
+        }
+    };
+    out.extend_from_slice(b"\r\n");
+    framing
 }
 
 /// What `h2` lets pass.
@@ -166,7 +201,7 @@ mod tests {
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
         let mut out = Vec::new();
-        let framing = head(&mut out, &parts, is_whole)?;
+        let framing = request(&mut out, &parts, is_whole)?;
         Ok((String::from_utf8(out).unwrap(), framing))
     }
 
@@ -228,6 +263,36 @@ mod tests {
         assert!(written("OPTIONS", "*", &[("host", "x")], true).is_ok());
         let twice = [("host", "x"), ("host", "x")];
         assert_eq!(written("GET", "/", &twice, true), Err(Malformed));
+    }
+
+    #[test]
+    fn a_response_is_framed_by_what_is_known_of_it() {
+        let length =
+            HeaderMap::from_iter([(header::CONTENT_LENGTH, HeaderValue::from_static("5"))]);
+        let none = HeaderMap::new();
+        for (status, fields, is_whole, is_empty, wanted, ending) in [
+            (
+                200,
+                &none,
+                false,
+                false,
+                Framing::Chunked,
+                "OK\r\ntransfer-encoding: chunked\r\n\r\n",
+            ),
+            (200, &none, true, false, Framing::None, "OK\r\ncontent-length: 0\r\n\r\n"),
+            (200, &length, false, false, Framing::Counted, "content-length: 5\r\n\r\n"),
+            (200, &length, true, true, Framing::None, "content-length: 5\r\n\r\n"),
+            (304, &length, true, false, Framing::None, "content-length: 5\r\n\r\n"),
+            (204, &none, true, false, Framing::None, "HTTP/1.1 204 No Content\r\n\r\n"),
+            (103, &none, false, false, Framing::None, "HTTP/1.1 103 Early Hints\r\n\r\n"),
+            (299, &none, true, true, Framing::None, "HTTP/1.1 299 \r\n\r\n"),
+        ] {
+            let mut out = Vec::new();
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(response(&mut out, status, fields, is_whole, is_empty), wanted, "{status}");
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.ends_with(ending), "{text}");
+        }
     }
 
     #[test]

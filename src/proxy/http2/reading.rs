@@ -1,18 +1,19 @@
-//! A response as the gateway writes it, in HTTP/1.1, on its way to a user of HTTP/2. Owns how far it has been read, and
-//! what of its head is for a connection of HTTP/1.1 alone; what the response says is the gateway's.
+//! What the gateway writes, in HTTP/1.1, on its way over HTTP/2: a response to a user, a request to a backend. Owns how
+//! far it has been read, and what of its head is for a connection of HTTP/1.1 alone; what it says is the gateway's.
 
 use bytes::{Bytes, BytesMut};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use http::{Response, StatusCode, Version};
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 
-use super::upward::OF_CONNECTIONS;
+use super::writing::OF_CONNECTIONS;
 use crate::http::chunked::Chunked;
 use crate::http::head::FIELDS_MAX;
 
 /// Field lines of a head that the gateway has written: as many as it reads, and those that it adds.
 const LINES_MAX: usize = FIELDS_MAX + 16;
 
-/// The gateway never writes what cannot be read; a response that could not is reset.
+/// The gateway never writes what cannot be read; a stream on which it did is reset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Broken;
 
@@ -21,6 +22,19 @@ pub struct Broken;
 pub enum Head {
     Interim(Response<()>),
     Final(Response<()>),
+    Request(Request<()>),
+}
+
+/// What is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Response {
+        to_head_request: bool,
+    },
+    /// To a backend that is reached by this scheme.
+    Request {
+        scheme: &'static str,
+    },
 }
 
 /// What some of a body was.
@@ -31,10 +45,10 @@ pub struct Content {
     pub end: Option<HeaderMap>,
 }
 
-/// A response that is being read.
+/// A message that is being read.
 #[derive(Debug)]
 pub struct Reader {
-    to_head_request: bool,
+    kind: Kind,
     /// A head that is incomplete.
     head: Vec<u8>,
     body: Body,
@@ -51,8 +65,8 @@ enum Body {
 }
 
 impl Reader {
-    pub fn new(to_head_request: bool) -> Reader {
-        Reader { to_head_request, head: Vec::new(), body: Body::Awaited }
+    pub fn new(kind: Kind) -> Reader {
+        Reader { kind, head: Vec::new(), body: Body::Awaited }
     }
 
     /// Whether a head comes next.
@@ -78,39 +92,56 @@ impl Reader {
     }
 
     fn read(&mut self, text: &Bytes) -> Result<Head, Broken> {
+        match self.kind {
+            Kind::Response { to_head_request } => self.read_response(text, to_head_request),
+            Kind::Request { scheme } => self.read_request(text, scheme),
+        }
+    }
+
+    fn read_response(&mut self, text: &Bytes, to_head_request: bool) -> Result<Head, Broken> {
         let mut lines = [httparse::EMPTY_HEADER; LINES_MAX];
         let mut parsed = httparse::Response::new(&mut lines);
         let complete = parsed.parse(text).is_ok_and(|status| status.is_complete());
         let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
         let Some(status) = status.filter(|_| complete) else { return Err(Broken) };
-        let mut fields = HeaderMap::with_capacity(parsed.headers.len());
-        let (mut length, mut is_chunked) = (None, false);
-        for line in parsed.headers.iter() {
-            let is = |name: &str| line.name.eq_ignore_ascii_case(name);
-            if OF_CONNECTIONS.iter().any(|name| is(name)) {
-                is_chunked |= is("transfer-encoding");
-                continue;
-            }
-            if is("content-length") {
-                length = std::str::from_utf8(line.value).ok().and_then(|value| value.parse().ok());
-            }
-            append(&mut fields, line.name, text.slice_ref(line.value))?;
-        }
+        let Section { fields, framing, .. } = Section::of(parsed.headers, text)?;
         let mut response = Response::new(());
         (*response.status_mut(), *response.version_mut()) = (status, Version::HTTP_2);
         *response.headers_mut() = fields;
         if status.is_informational() {
             return Ok(Head::Interim(response));
         }
-        let is_empty = self.to_head_request || matches!(status.as_u16(), 204 | 304);
-        self.body = match (length, is_chunked) {
+        let is_empty = to_head_request || matches!(status.as_u16(), 204 | 304);
+        self.body = match framing {
             _ if is_empty => Body::Over,
-            (_, true) => Body::Chunked(Chunked::new(false, u64::MAX)),
-            (Some(0), _) => Body::Over,
-            (Some(length), _) => Body::Counted(length),
-            (None, false) => return Err(Broken),
+            Some(body) => body,
+            None => return Err(Broken),
         };
         Ok(Head::Final(response))
+    }
+
+    fn read_request(&mut self, text: &Bytes, scheme: &str) -> Result<Head, Broken> {
+        let mut lines = [httparse::EMPTY_HEADER; LINES_MAX];
+        let mut parsed = httparse::Request::new(&mut lines);
+        let complete = parsed.parse(text).is_ok_and(|status| status.is_complete());
+        let (Some(method), Some(path), true) = (parsed.method, parsed.path, complete) else {
+            return Err(Broken);
+        };
+        let method = Method::from_bytes(method.as_bytes()).map_err(|_| Broken)?;
+        let Section { fields, framing, host } = Section::of(parsed.headers, text)?;
+        let host = host.ok_or(Broken)?;
+        let path = PathAndQuery::from_maybe_shared(text.slice_ref(path.as_bytes()));
+        let uri = Uri::builder()
+            .scheme(scheme)
+            .authority(&*host)
+            .path_and_query(path.map_err(|_| Broken)?);
+        let mut request = Request::new(());
+        *request.uri_mut() = uri.build().map_err(|_| Broken)?;
+        (*request.method_mut(), *request.version_mut()) = (method, Version::HTTP_2);
+        *request.headers_mut() = fields;
+        // Without either field there is no body.
+        self.body = framing.unwrap_or(Body::Over);
+        Ok(Head::Request(request))
     }
 
     /// Takes what comes before the next content, for a user who has no room for any: how many bytes, and the fields
@@ -152,6 +183,43 @@ impl Reader {
     }
 }
 
+/// The field lines of a head.
+struct Section {
+    fields: HeaderMap,
+    /// How its body is framed, if the head says so.
+    framing: Option<Body>,
+    host: Option<Bytes>,
+}
+
+impl Section {
+    fn of(lines: &[httparse::Header<'_>], text: &Bytes) -> Result<Section, Broken> {
+        let mut fields = HeaderMap::with_capacity(lines.len());
+        let (mut length, mut is_chunked, mut host) = (None, false, None);
+        for line in lines {
+            let is = |name: &str| line.name.eq_ignore_ascii_case(name);
+            if is("host") {
+                host = Some(text.slice_ref(line.value));
+                continue;
+            }
+            if OF_CONNECTIONS.iter().any(|name| is(name)) {
+                is_chunked |= is("transfer-encoding");
+                continue;
+            }
+            if is("content-length") {
+                length = std::str::from_utf8(line.value).ok().and_then(|value| value.parse().ok());
+            }
+            append(&mut fields, line.name, text.slice_ref(line.value))?;
+        }
+        let framing = match (length, is_chunked) {
+            (_, true) => Some(Body::Chunked(Chunked::new(false, u64::MAX))),
+            (Some(0), _) => Some(Body::Over),
+            (Some(length), _) => Some(Body::Counted(length)),
+            (None, false) => None,
+        };
+        Ok(Section { fields, framing, host })
+    }
+}
+
 /// The fields of a trailer section.
 fn fields(section: &[u8]) -> Result<HeaderMap, Broken> {
     let mut fields = HeaderMap::new();
@@ -182,7 +250,7 @@ mod tests {
 
     /// What a text reads as, when it comes in pieces of `step` bytes.
     fn read(text: &[u8], step: usize, to_head_request: bool) -> (Vec<u16>, Vec<u8>, HeaderMap) {
-        let mut reader = Reader::new(to_head_request);
+        let mut reader = Reader::new(Kind::Response { to_head_request });
         let (mut heads, mut content, mut trailers) = (Vec::new(), Vec::new(), None);
         for mut piece in text.chunks(step) {
             while !piece.is_empty() {
@@ -195,6 +263,7 @@ mod tests {
                 let (taken, head) = reader.take_head(piece).unwrap();
                 piece = &piece[taken..];
                 match head {
+                    Some(Head::Request(_)) => panic!("it is a response"),
                     Some(Head::Interim(head) | Head::Final(head)) => {
                         assert!(head.headers().iter().all(|(name, _)| name != "connection"));
                         heads.push(head.status().as_u16());
@@ -233,9 +302,34 @@ mod tests {
     }
 
     #[test]
+    fn a_request_becomes_what_it_says() {
+        let text = b"POST /a?b HTTP/1.1\r\nHost: x.example:80\r\nTransfer-Encoding: chunked\r\n\
+            Connection: te\r\nTE: trailers\r\nVia: 1.1 lb\r\n\r\n";
+        let mut reader = Reader::new(Kind::Request { scheme: "http" });
+        let (taken, head) = reader.take_head(text).unwrap();
+        let Some(Head::Request(request)) = head else { panic!("it is a request") };
+        assert_eq!(
+            (taken, request.uri().to_string()),
+            (text.len(), "http://x.example:80/a?b".into())
+        );
+        assert_eq!((request.method(), request.headers().len()), (&Method::POST, 2));
+        assert_eq!(request.headers()["te"], "trailers");
+        assert!(!reader.is_over());
+        let content = reader.take_body(BytesMut::from(&b"2\r\nok\r\n0\r\n\r\n"[..])).unwrap();
+        assert!(content.bytes == "ok" && content.end.is_some());
+        let mut reader = Reader::new(Kind::Request { scheme: "https" });
+        reader.take_head(b"GET * HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        assert!(reader.is_over(), "it has no body");
+    }
+
+    #[test]
     fn what_the_gateway_does_not_write_is_not_read() {
-        let mut reader = Reader::new(false);
+        let mut reader = Reader::new(Kind::Response { to_head_request: false });
         assert!(reader.take_head(b"HTTP/1.1 200 OK\r\n\r\n").is_err(), "it has no end");
-        assert!(Reader::new(false).take_head(b"nonsense\r\n\r\n").is_err());
+        assert!(
+            Reader::new(Kind::Response { to_head_request: false })
+                .take_head(b"nonsense\r\n\r\n")
+                .is_err()
+        );
     }
 }

@@ -1,0 +1,157 @@
+//! The streams of one connection, whichever end of it we are at. Owns their numbers, what has happened to them, and the
+//! order in which they and the connection under them are called.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::OWED_MAX;
+use super::pipe::{Flag, Mouth};
+use super::stream::{Bell, Ready, Stream};
+use crate::proxy::{Event, StreamCmd};
+use crate::ring::pool::Pool;
+
+/// How often the connection and its streams are called in turn; each round moves something.
+const ROUNDS_MAX: usize = 1000;
+
+/// What has happened to a stream.
+#[derive(Debug)]
+pub enum News {
+    /// There is a new one, which came as the so manieth.
+    Opened(u32),
+    Happened(Event),
+    /// The peer has ended it, or the connection has.
+    Gone,
+}
+
+#[derive(Default)]
+pub struct Streams {
+    places: Vec<Option<Stream>>,
+    free: Vec<u32>,
+    ready: Arc<Ready>,
+    /// Those that wait until `h2` has got rid of what it holds.
+    held_back: Vec<u32>,
+    /// Content in the hands of `h2`.
+    owed: usize,
+    /// Content given to it since it was last asked.
+    given: usize,
+    news: VecDeque<(u32, News)>,
+}
+
+impl Streams {
+    /// Streams that have a gateway.
+    pub fn live(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    /// Bytes that have come and wait for their gateways.
+    pub fn held(&self) -> usize {
+        self.places.iter().flatten().map(Stream::held).sum()
+    }
+
+    /// Takes in a stream; its number, until it is forgotten.
+    pub fn add(&mut self, stream: impl FnOnce(Arc<Bell>) -> Stream) -> u32 {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            (self.places.len() - 1) as u32
+        });
+        self.places[number as usize] = Some(stream(Bell::new(number, &self.ready)));
+        number
+    }
+
+    fn get(&mut self, number: u32) -> Option<&mut Stream> {
+        self.places.get_mut(number as usize)?.as_mut()
+    }
+
+    pub fn tell(&mut self, number: u32, news: News) {
+        self.news.push_back((number, news));
+    }
+
+    /// The next thing that has happened to a stream.
+    pub fn next_news(&mut self) -> Option<(u32, News)> {
+        self.news.pop_front()
+    }
+
+    pub fn has_news(&self) -> bool {
+        !self.news.is_empty()
+    }
+
+    /// Content given to `h2` since the last call.
+    pub fn take_given(&mut self) -> usize {
+        std::mem::take(&mut self.given)
+    }
+
+    /// Takes a command of a stream's gateway; what follows from it comes with the next [`turn`].
+    pub fn command(&mut self, number: u32, what: StreamCmd, pool: &Pool) {
+        match self.get(number) {
+            Some(stream) => stream.command(what, pool),
+            None => debug_assert!(false, "a stream without a gateway takes no commands"),
+        }
+    }
+
+    /// The gateway of a stream has let go of it, with nothing under way.
+    pub fn forget(&mut self, number: u32, is_reset: bool) {
+        if let Some(mut stream) = self.places.get_mut(number as usize).and_then(Option::take) {
+            stream.close(is_reset);
+            self.free.push(number);
+        }
+    }
+
+    /// Has each be called.
+    pub fn ring_all(&self) {
+        self.places.iter().flatten().for_each(|stream| stream.bell().ring());
+    }
+
+    fn advance(&mut self, number: u32, is_over: bool, pool: &mut Pool) {
+        let owed = self.owed;
+        let Some(stream) = self.get(number) else { return };
+        let given = stream.advance(owed, is_over, pool);
+        let happened = std::mem::take(&mut stream.happened);
+        let (waits, is_gone) = (stream.waits_for_us(owed + given), stream.has_just_gone());
+        self.news.extend(happened.into_iter().map(|event| (number, News::Happened(event))));
+        if is_gone {
+            self.news.push_back((number, News::Gone));
+        }
+        if waits {
+            self.held_back.push(number);
+        }
+        self.owed += given;
+        self.given += given;
+    }
+}
+
+/// Where the bytes of a connection are written, and how many.
+pub struct Outlet {
+    pub memory: Vec<u8>,
+    pub most: usize,
+}
+
+/// Calls a connection, by `poll`, and its streams until neither has anything left to do without waiting; returns what
+/// is to be sent. `poll` says whether the connection is over.
+pub fn turn(
+    streams: &mut Streams,
+    (mouth, flag): (&Mouth, &Flag),
+    outlet: Outlet,
+    pool: &mut Pool,
+    mut poll: impl FnMut(&mut Streams) -> bool,
+) -> Vec<u8> {
+    mouth.lend(outlet.memory, outlet.most);
+    let mut ready = std::mem::take(&mut streams.held_back);
+    let mut is_over = poll(streams);
+    for _ in 0..ROUNDS_MAX {
+        let is_woken = flag.take();
+        if is_woken {
+            is_over = poll(streams);
+        }
+        ready.append(&mut streams.ready.take());
+        if ready.is_empty() && !is_woken {
+            break;
+        }
+        for number in ready.drain(..) {
+            streams.advance(number, is_over, pool);
+        }
+    }
+    let written = mouth.take();
+    // Frames have heads, so this is soon too little and never too much for long.
+    streams.owed = streams.owed.saturating_sub(written.len()).min(OWED_MAX * streams.live());
+    written
+}
