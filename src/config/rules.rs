@@ -384,17 +384,7 @@ fn proxies(config: &Config) -> Result<(), String> {
                 "service.{name}.proxy_from is for TCP and API services, and {name} is udp: leave it out"
             ));
         }
-        if service.protocol == Protocol::Udp && service.backends.iter().any(|it| it.proxy) {
-            return Err(format!(
-                "service.{name}.backends says proxy = 2, and {name} is udp: datagrams carry no PROXY \
-                 header, leave it out"
-            ));
-        }
-        if service.protocol == Protocol::Udp && service.backends.iter().any(|it| it.tls.is_some()) {
-            return Err(format!(
-                "service.{name}.backends says tls, and {name} is udp: datagrams are not sealed, leave it out"
-            ));
-        }
+        reached(service)?;
         if !service.has_doors() && !proxies.is_empty() {
             return Err(format!(
                 "service.{name}.proxy_from has no effect without `listen` in [service.{name}], whose users \
@@ -413,6 +403,24 @@ fn proxies(config: &Config) -> Result<(), String> {
                 ));
             }
         }
+    }
+    Ok(())
+}
+
+/// A listed backend is reached in no way that its service does not know.
+fn reached(service: &ServiceConfig) -> Result<(), String> {
+    let ServiceConfig { name, protocol, backends, .. } = service;
+    let is_udp = *protocol == Protocol::Udp;
+    if is_udp && backends.iter().any(|it| it.proxy) {
+        return Err(format!(
+            "service.{name}.backends says proxy = 2, and {name} is udp: datagrams carry no PROXY header, \
+             leave it out"
+        ));
+    }
+    if is_udp && backends.iter().any(|it| it.tls.is_some()) {
+        return Err(format!(
+            "service.{name}.backends says tls, and {name} is udp: datagrams are not sealed, leave it out"
+        ));
     }
     Ok(())
 }

@@ -179,19 +179,20 @@ impl Kind<Vec<StaticBackend>> for Backends {
     }
 
     fn show(&self, backends: &Vec<StaticBackend>) -> String {
-        let shown = |StaticBackend { address, weight, group, proxy, tls }: &StaticBackend| {
-            let weight = (*weight != 1).then(|| format!(", weight = {weight}"));
-            let group = group.as_ref().map(|group| format!(", group = {}", quoted(group)));
-            if weight.is_none() && group.is_none() && !proxy && tls.is_none() {
-                return format!("\"{address}\"");
-            }
-            let (weight, group) = (weight.unwrap_or_default(), group.unwrap_or_default());
-            let proxy = if *proxy { ", proxy = 2" } else { "" };
-            let tls = tls.as_ref().map(|tls| format!(", tls = {}", tls_shown(tls)));
-            let tls = tls.unwrap_or_default();
-            format!("{{ address = \"{address}\"{weight}{group}{proxy}{tls} }}")
-        };
         format!("[{}]", backends.iter().map(shown).collect::<Vec<_>>().join(", "))
+    }
+}
+
+fn shown(backend: &StaticBackend) -> String {
+    let StaticBackend { address, weight, group, proxy, tls } = backend;
+    let weight = (*weight != 1).then(|| format!(", weight = {weight}"));
+    let group = group.as_ref().map(|group| format!(", group = {}", quoted(group)));
+    let proxy = proxy.then(|| ", proxy = 2".to_owned());
+    let tls = tls.as_ref().map(|tls| format!(", tls = {}", tls_shown(tls)));
+    let said: String = [weight, group, proxy, tls].into_iter().flatten().collect();
+    match said.is_empty() {
+        true => format!("\"{address}\""),
+        false => format!("{{ address = \"{address}\"{said} }}"),
     }
 }
 

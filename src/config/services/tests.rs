@@ -1,10 +1,9 @@
 //! Named services as the file says them, and what is said of their faults.
 
+mod reached;
+
 use super::super::{file, reload, rules};
 use super::*;
-use crate::config::kinds::Kind;
-use crate::config::service_kinds::Backends;
-use crate::tls::backends::BackendTls;
 
 /// A service in which every key has a value other than its default.
 const EVERY_KEY_CHANGED: &str = r#"
@@ -554,33 +553,5 @@ fn a_listed_backend_is_in_one_of_the_groups_if_there_are_any() {
     ] {
         let said = said(&text).unwrap_err();
         assert!(said.contains(part), "{said}");
-    }
-}
-
-#[test]
-fn a_listed_backend_says_how_it_is_verified() {
-    let backend = |tls: &str| {
-        let text = format!(
-            "[service.s]\nprotocol = \"api\"\nbackends = [{{ address = \"10.0.0.1:443\", tls = {tls} }}]"
-        );
-        let config = file::read("f", &text).map_err(|fault| fault.to_string())?;
-        Ok::<_, String>(config.services[0].backends[0].clone())
-    };
-    let shown = |tls: &str| Backends.show(&vec![backend(tls).unwrap()]);
-    assert_eq!(backend("true").unwrap().tls, Some(BackendTls::default()));
-    assert_eq!(backend("false").unwrap().tls, None);
-    assert_eq!(shown("false"), "[\"10.0.0.1:443\"]");
-    assert_eq!(shown("true"), "[{ address = \"10.0.0.1:443\", tls = true }]");
-    let both = "{ name = \"a.example\", ca = \"/etc/lb/ca.pem\" }";
-    assert_eq!(shown(both), format!("[{{ address = \"10.0.0.1:443\", tls = {both} }}]"));
-    for (wrong, said) in [
-        ("1", "tls = 1"),
-        ("\"a.example\"", "tls = "),
-        ("{ name = \"a b\" }", "tls with name"),
-        ("{ ca = \"\" }", "tls with ca"),
-        ("{ verify = \"off\" }", "tls with `verify`"),
-    ] {
-        let told = backend(wrong).unwrap_err();
-        assert!(told.contains(said), "{wrong}: {told}");
     }
 }
