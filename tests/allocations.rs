@@ -76,6 +76,7 @@ fn allocated(run: impl FnOnce()) -> u64 {
 fn publish(plane: &mut DataPlane, service: ServiceId, address: SocketAddr) {
     let backend = Backend {
         proxy: false,
+        http2: false,
         tls: None,
         id: BackendId(1),
         slot: 0,

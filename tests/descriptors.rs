@@ -86,6 +86,7 @@ fn plane() -> DataPlane {
     let plane = DataPlane::start(&config, 100, features).unwrap();
     let backend = |number: u32, protocol| Backend {
         proxy: false,
+        http2: false,
         tls: None,
         id: BackendId(number),
         slot: number as u16,

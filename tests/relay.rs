@@ -38,8 +38,7 @@ impl Balancer {
     ) -> Balancer {
         let mut config = Config { workers: Some(2), ..Config::default() };
         config.listen.tcp = Some("127.0.0.1:0".parse().unwrap());
-        config.listen.udp = None;
-        config.listen.api = None;
+        (config.listen.udp, config.listen.api) = (None, None);
         change(&mut config);
         Balancer { plane: DataPlane::start(&config, sessions, features).unwrap() }
     }
@@ -54,6 +53,7 @@ impl Balancer {
     fn publish(&mut self, addresses: &[SocketAddr]) {
         let backend = |(place, address): (usize, &SocketAddr)| Backend {
             proxy: false,
+            http2: false,
             tls: None,
             id: BackendId(place as u32 + 1),
             slot: place as u16,

@@ -43,6 +43,7 @@ impl Balancer {
         let plane = DataPlane::start(&config, 2000, features).unwrap();
         let backend = |place: usize, protocol, address| Backend {
             proxy: false,
+            http2: false,
             tls: None,
             id: BackendId(place as u32 + 1),
             slot: place as u16,

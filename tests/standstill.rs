@@ -48,6 +48,7 @@ impl Balancer {
         let plane = DataPlane::start(&config, 1000, features).unwrap();
         let backend = Backend {
             proxy: false,
+            http2: false,
             tls: None,
             id: BackendId(1),
             slot: 0,

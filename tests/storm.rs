@@ -238,6 +238,7 @@ fn rude_peers_get_whole_streams_or_resets() {
     let mut plane = DataPlane::start(&config, USERS, features).unwrap();
     let backend = Backend {
         proxy: false,
+        http2: false,
         tls: None,
         id: BackendId(1),
         slot: 0,

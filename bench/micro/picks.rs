@@ -93,6 +93,7 @@ fn registry(backends: u16, weights: u16) -> Registry {
     for number in 0..backends {
         let wanted = Registration {
             proxy: false,
+            http2: false,
             tls: None,
             probe: true,
             check: None,

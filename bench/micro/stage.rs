@@ -186,6 +186,7 @@ impl Datagrams {
 pub fn snapshot(protocol: Protocol, count: u16) -> Snapshot {
     let backend = |place| Backend {
         proxy: false,
+        http2: false,
         tls: None,
         id: BackendId(u32::from(place) + 1),
         slot: place,

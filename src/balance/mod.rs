@@ -138,6 +138,7 @@ pub(crate) mod tests {
     pub(crate) fn backends(weights: &[u16]) -> Vec<Backend> {
         let backend = |(place, weight): (usize, &u16)| Backend {
             proxy: false,
+            http2: false,
             tls: None,
             id: BackendId(place as u32 + 1),
             slot: place as u16,

@@ -69,8 +69,14 @@ mod tests {
             (Protocol::Udp, "127.0.0.1:8082", false),
         ] {
             let (weight, address) = (1, address.parse().unwrap());
-            let backends =
-                vec![StaticBackend { address, weight, group: None, proxy: false, tls: None }];
+            let backends = vec![StaticBackend {
+                address,
+                weight,
+                group: None,
+                proxy: false,
+                http2: false,
+                tls: None,
+            }];
             let listen = vec!["[::]:5432".parse().unwrap()];
             let door = ServiceConfig { listen, ..ServiceConfig::new("door", Protocol::Tcp) };
             let list = ServiceConfig { backends, ..ServiceConfig::new("list", protocol) };
@@ -99,8 +105,14 @@ mod tests {
             (Protocol::Tcp, "127.0.0.1:9", None, true),
         ] {
             let (weight, address) = (1, backend.parse().unwrap());
-            let backends =
-                vec![StaticBackend { address, weight, group: None, proxy: false, tls: None }];
+            let backends = vec![StaticBackend {
+                address,
+                weight,
+                group: None,
+                proxy: false,
+                http2: false,
+                tls: None,
+            }];
             let listen = vec!["[::]:5432".parse().unwrap()];
             let door = ServiceConfig { listen, ..ServiceConfig::new("door", Protocol::Tcp) };
             let mut list = ServiceConfig { backends, ..ServiceConfig::new("list", protocol) };

@@ -68,6 +68,9 @@ pub struct Arguments {
     /// Have each user's connection begin with a PROXY header of version 2, which tells the user's address
     #[arg(long, value_name = "VERSION", conflicts_with = "echo", value_parser = clap::value_parser!(u8).range(2..=2))]
     proxy: Option<u8>,
+    /// Say that the backend speaks HTTP/2, which only API backends do
+    #[arg(long, conflicts_with = "echo")]
+    http2: bool,
     /// Be reached by TLS, with a certificate from an authority that the balancer trusts
     #[arg(long, conflicts_with = "echo")]
     tls: bool,
@@ -150,6 +153,7 @@ fn offers(arguments: &Arguments) -> Result<Vec<Offer>, Failure> {
             name: arguments.name.clone(),
             group: member.and_then(|it| it.group.clone()).or_else(|| arguments.group.clone()),
             proxy: arguments.proxy.is_some(),
+            http2: arguments.http2,
             tls: arguments.tls,
             tls_name: arguments.tls_name.clone(),
             probe: !arguments.no_probe,
@@ -192,6 +196,9 @@ fn make_sense(arguments: &Arguments, offers: &[Offer]) -> Result<(), Failure> {
             "--check tcp tries the port, which --no-probe forbids: leave out one of the two"
         }
         (_, Some(Protocol::Udp)) if arguments.tls => "datagrams are not sealed: leave out --tls",
+        (_, Some(Protocol::Tcp | Protocol::Udp)) if arguments.http2 => {
+            "only API backends speak HTTP: leave out --http2"
+        }
         _ => return Ok(()),
     };
     Err(Failure(why.to_owned()))
@@ -446,6 +453,18 @@ mod tests {
         Ok(offers.iter().map(named).collect())
     }
 
+    #[test]
+    fn a_backend_speaks_http_2_if_it_says_so() {
+        let speaks = |words: &str| {
+            let words = std::iter::once("backend").chain(words.split_whitespace());
+            let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
+            offers(&line.arguments).map(|all| all[0].http2).map_err(|failure| failure.0)
+        };
+        assert_eq!(speaks("--protocol api --port 1"), Ok(false));
+        assert_eq!(speaks("--protocol api --port 1 --http2"), Ok(true));
+        assert_eq!(speaks("--service shop --port 1 --http2 --tls"), Ok(true));
+    }
+
     #[tokio::test]
     async fn what_a_person_has_unregistered_is_not_tried_again() {
         let names = vec!["redis port 1".to_owned()];
@@ -491,6 +510,9 @@ mod tests {
             ("--protocol tcp --port 1 --check tcp --no-probe", "which --no-probe forbids"),
             ("--protocol udp --port 1 --tls", "leave out --tls"),
             ("--protocol api --port 0 --echo --tls", "cannot be used with '--tls'"),
+            ("--protocol tcp --port 1 --http2", "leave out --http2"),
+            ("--protocol udp --port 1 --http2", "leave out --http2"),
+            ("--protocol api --port 0 --echo --http2", "cannot be used with '--http2'"),
             ("--protocol tcp --port 1 --check icmp", "write tcp, or http: and a path"),
             ("--protocol tcp", "--port"),
         ] {

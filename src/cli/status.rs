@@ -277,7 +277,8 @@ fn backend_row(backend: &BackendStatus) -> Vec<Cell> {
 fn address(backend: &BackendStatus) -> String {
     let proxy = backend.proxy.map(|version| format!("PROXY v{version}"));
     let tls = backend.tls.as_ref().map(|_| "TLS".to_owned());
-    let said: Vec<String> = proxy.into_iter().chain(tls).collect();
+    let http2 = (backend.http == Some(2)).then(|| "HTTP/2".to_owned());
+    let said: Vec<String> = proxy.into_iter().chain(tls).chain(http2).collect();
     match said.is_empty() {
         true => backend.address.to_string(),
         false => format!("{} ({})", backend.address, said.join(", ")),

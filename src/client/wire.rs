@@ -26,6 +26,8 @@ pub struct Offer {
     pub group: Option<String>,
     /// Whether each connection to it is to begin with a PROXY header, of version 2.
     pub proxy: bool,
+    /// Whether it speaks HTTP/2, rather than HTTP/1.1.
+    pub http2: bool,
     /// Whether it is to be reached by TLS, and the host that its certificate is for.
     pub tls: bool,
     pub tls_name: Option<String>,
@@ -82,6 +84,7 @@ impl Offer {
             name: None,
             group: None,
             proxy: false,
+            http2: false,
             tls: false,
             tls_name: None,
             probe: true,
@@ -101,6 +104,9 @@ impl Offer {
         }
         if self.proxy {
             message["proxy"] = json!(2);
+        }
+        if self.http2 {
+            message["http"] = json!(2);
         }
         if self.tls {
             message["tls"] = json!(true);
@@ -231,6 +237,9 @@ mod tests {
         assert_eq!(offer.id(), "tcp-9991");
         offer.proxy = true;
         assert_eq!(read(offer.register())["proxy"], 2);
+        assert_eq!(read(offer.register()).get("http"), None);
+        offer.http2 = true;
+        assert_eq!(read(offer.register())["http"], 2);
         assert_eq!(read(offer.register()).get("tls"), None);
         (offer.tls, offer.tls_name) = (true, Some("shop.internal".into()));
         let sealed = read(offer.register());

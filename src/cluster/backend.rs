@@ -129,6 +129,8 @@ pub struct Backend {
     pub group: Option<Arc<str>>,
     /// Whether each connection to it begins with a PROXY header.
     pub proxy: bool,
+    /// Whether it speaks HTTP/2, rather than HTTP/1.1.
+    pub http2: bool,
     /// How it is verified, if it is reached by TLS.
     pub tls: Option<BackendTls>,
     pub standing: Standing,

@@ -199,6 +199,7 @@ impl Registry {
             }
             // What was said to it in the clear, or to one that was verified otherwise, is not gone on with.
             Some(entry) if entry.backend.tls != wanted.tls => Err(Fault::TlsChanges { address }),
+            Some(it) if it.backend.http2 != wanted.http2 => Err(Fault::HttpChanges { address }),
             None if self.has_enough(wanted) => Err(Fault::Enough {
                 service: self.name_of(service),
                 backends: self.service(service).terms.limits.backends.unwrap_or(u32::MAX),
@@ -479,6 +480,7 @@ impl Registry {
             name: wanted.name,
             group: wanted.group,
             proxy: wanted.proxy,
+            http2: wanted.http2,
             tls: wanted.tls,
             standing: against.standing(),
         };

@@ -130,6 +130,7 @@ mod tests {
     fn backend(id: u32, service: ServiceId) -> Backend {
         Backend {
             proxy: false,
+            http2: false,
             tls: None,
             id: BackendId(id),
             slot: id as u16,

@@ -417,6 +417,12 @@ fn reached(service: &ServiceConfig) -> Result<(), String> {
              leave it out"
         ));
     }
+    if *protocol != Protocol::Api && backends.iter().any(|it| it.http2) {
+        return Err(format!(
+            "service.{name}.backends says http = 2, and {name} is {protocol}: only API backends speak HTTP, \
+             leave it out"
+        ));
+    }
     if is_udp && backends.iter().any(|it| it.tls.is_some()) {
         return Err(format!(
             "service.{name}.backends says tls, and {name} is udp: datagrams are not sealed, leave it out"

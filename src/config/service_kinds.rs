@@ -27,6 +27,8 @@ pub struct StaticBackend {
     pub weight: u16,
     /// Whether each connection to it begins with a PROXY header.
     pub proxy: bool,
+    /// Whether it speaks HTTP/2, rather than HTTP/1.1.
+    pub http2: bool,
     /// How it is verified, if it is reached by TLS.
     pub tls: Option<BackendTls>,
     pub group: Option<String>,
@@ -150,7 +152,7 @@ impl Kind<Vec<String>> for Paths {
 }
 
 /// Backends that do not register, each an address with its port, or a table with `address`, `weight`,
-/// `group`, `proxy` and `tls`.
+/// `group`, `proxy`, `http` and `tls`.
 pub struct Backends;
 
 impl Kind<Vec<StaticBackend>> for Backends {
@@ -184,12 +186,13 @@ impl Kind<Vec<StaticBackend>> for Backends {
 }
 
 fn shown(backend: &StaticBackend) -> String {
-    let StaticBackend { address, weight, group, proxy, tls } = backend;
+    let StaticBackend { address, weight, group, proxy, http2, tls } = backend;
     let weight = (*weight != 1).then(|| format!(", weight = {weight}"));
     let group = group.as_ref().map(|group| format!(", group = {}", quoted(group)));
     let proxy = proxy.then(|| ", proxy = 2".to_owned());
+    let http = http2.then(|| ", http = 2".to_owned());
     let tls = tls.as_ref().map(|tls| format!(", tls = {}", tls_shown(tls)));
-    let said: String = [weight, group, proxy, tls].into_iter().flatten().collect();
+    let said: String = [weight, group, proxy, http, tls].into_iter().flatten().collect();
     match said.is_empty() {
         true => format!("\"{address}\""),
         false => format!("{{ address = \"{address}\"{said} }}"),
@@ -198,7 +201,8 @@ fn shown(backend: &StaticBackend) -> String {
 
 fn static_backend(item: &Given) -> Result<StaticBackend, String> {
     let address = ([0, 0, 0, 0], 0).into();
-    let mut backend = StaticBackend { address, weight: 1, group: None, proxy: false, tls: None };
+    let (weight, group, proxy, http2, tls) = (1, None, false, false, None);
+    let mut backend = StaticBackend { address, weight, group, proxy, http2, tls };
     let alone = [("address".to_owned(), item.clone())];
     let rows = if let Given::Table(rows) = item { rows.as_slice() } else { &alone };
     for (name, given) in rows {
@@ -213,8 +217,9 @@ fn static_backend(item: &Given) -> Result<StaticBackend, String> {
             }
             ("group", Given::Text(group)) if is_word(group) => backend.group = Some(group.clone()),
             ("proxy", Given::Number(2)) => backend.proxy = true,
+            ("http", Given::Number(version @ (1 | 2))) => backend.http2 = *version == 2,
             ("tls", given) => backend.tls = backend_tls(given)?,
-            ("address" | "weight" | "group" | "proxy", _) => {
+            ("address" | "weight" | "group" | "proxy" | "http", _) => {
                 return Err(format!("{name} = {}", given.described()));
             }
             _ => return Err(format!("`{}`", name.escape_debug())),

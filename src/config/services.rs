@@ -441,7 +441,7 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
     "" "secret_file", secret_file: File, Now,
         "File of secrets, one per line, one of which its backends must prove; it then accepts no others. `\"\"` leaves it to `control.secret_file`.";
     "" "backends", backends: Backends, Now,
-        "Backends that cannot register themselves: an address with its port, or a table with `address`, `weight`, `group`, `proxy` (2: each connection begins with a PROXY header of version 2 that tells the user's address) and `tls` (`true`: the backend is reached by TLS, and its certificate must be for its address; `{ name = \"...\", ca = \"...\" }`: for that name, or from an authority in that file).";
+        "Backends that cannot register themselves: an address with its port, or a table with `address`, `weight`, `group`, `proxy` (2: each connection begins with a PROXY header of version 2 that tells the user's address), `http` (2: an API backend that speaks HTTP/2) and `tls` (`true`: the backend is reached by TLS, and its certificate must be for its address; `{ name = \"...\", ca = \"...\" }`: for that name, or from an authority in that file).";
     "" "fallback", fallback: ServiceName, Now,
         "Another API service, which serves the requests of this one while nobody of it serves or can be reached, and during maintenance; `\"\"` leaves them to a 503 or 502.";
     "" "backends_max", backends_max: Number(0..=BACKENDS_MAX as u64), Now,

@@ -82,6 +82,8 @@ pub struct Joining {
     pub group: Option<Arc<str>>,
     /// Whether each connection is to begin with a PROXY header, of version 2.
     pub proxy: Option<bool>,
+    /// Whether it speaks HTTP/2, rather than HTTP/1.1.
+    pub http2: Option<bool>,
     /// Whether it is reached by TLS, and the host that its certificate must be for.
     pub tls: Option<bool>,
     pub tls_name: Option<Arc<str>>,

@@ -63,6 +63,7 @@ mod tests {
     fn service(standings: &[Standing], terms: Terms) -> Service {
         let backends = standings.iter().zip(1..).map(|(standing, number)| Backend {
             proxy: false,
+            http2: false,
             tls: None,
             id: BackendId(number),
             slot: 0,

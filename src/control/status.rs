@@ -231,6 +231,9 @@ pub struct BackendStatus {
     /// The version of the PROXY header that each connection to it begins with.
     #[serde(default)]
     pub proxy: Option<u8>,
+    /// The version of HTTP that it speaks, if it is an API backend.
+    #[serde(default)]
+    pub http: Option<u8>,
     /// The name or address that its certificate must be for, if it is reached by TLS.
     #[serde(default)]
     pub tls: Option<String>,

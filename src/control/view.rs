@@ -342,6 +342,7 @@ fn backend(hub: &Hub, backend: &Backend, state: BackendState) -> BackendStatus {
         group: backend.group.as_deref().map(str::to_owned),
         weight: backend.weight,
         proxy: backend.proxy.then_some(2),
+        http: (service.kind == Protocol::Api).then_some(if backend.http2 { 2 } else { 1 }),
         tls: backend.tls.as_ref().map(|tls| tls.name_for(backend.address.ip())),
         state,
         state_since_unix_ms: None,

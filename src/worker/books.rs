@@ -41,14 +41,16 @@ pub struct Choice {
     pub address: SocketAddr,
     /// Whether a connection to it begins with a PROXY header.
     pub proxy: bool,
+    /// Whether it speaks HTTP/2, rather than HTTP/1.1.
+    pub http2: bool,
     /// Whether it is reached by TLS.
     pub tls: bool,
 }
 
 impl From<&Backend> for Choice {
     fn from(backend: &Backend) -> Choice {
-        let Backend { id, slot, address, proxy, ref tls, .. } = *backend;
-        Choice { backend: id, slot, address, proxy, tls: tls.is_some() }
+        let Backend { id, slot, address, proxy, http2, ref tls, .. } = *backend;
+        Choice { backend: id, slot, address, proxy, http2, tls: tls.is_some() }
     }
 }
 

@@ -62,6 +62,7 @@ impl Balancer {
         let backends = backends.iter().enumerate();
         let backends = backends.map(|(place, (service, address, standing))| Registered {
             proxy: false,
+            http2: false,
             tls: None,
             id: BackendId(place as u32 + 1),
             slot: place as u16,

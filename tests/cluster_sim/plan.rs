@@ -101,7 +101,14 @@ fn listed(groups: &[GroupShare], random: &mut Random) -> Vec<StaticBackend> {
         let (address, weight) = (backend(random), random.between(1, 3) as u16);
         let group = (!groups.is_empty()).then(|| groups[random.place(groups.len())].name.clone());
         if all.iter().all(|other| other.address != address) {
-            all.push(StaticBackend { address, weight, proxy: false, tls: None, group });
+            all.push(StaticBackend {
+                address,
+                weight,
+                proxy: false,
+                http2: false,
+                tls: None,
+                group,
+            });
         }
     }
     all

@@ -373,6 +373,7 @@ impl World {
             name: None,
             group,
             proxy: false,
+            http2: false,
             tls: None,
             probe: self.random.half() || check == Some(AskedCheck::Tcp),
             check,

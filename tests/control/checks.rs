@@ -26,7 +26,7 @@ const PG: ServiceId = ServiceId(3);
 fn core(protocol: Protocol, ports: &[u16], check: CheckConfig) -> Core {
     let listed = |port: &u16| {
         let (address, group) = (loopback(*port), None);
-        StaticBackend { address, weight: 1, group, proxy: false, tls: None }
+        StaticBackend { address, weight: 1, group, proxy: false, http2: false, tls: None }
     };
     let backends = ports.iter().map(listed).collect();
     Core::start(|config| {

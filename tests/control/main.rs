@@ -12,6 +12,7 @@ mod page;
 #[path = "../common/process.rs"]
 mod process;
 mod proof;
+mod reached;
 mod rights;
 mod services;
 mod shown;

@@ -44,6 +44,7 @@ impl Plane {
             .zip(all)
             .map(|(number, (protocol, address))| Backend {
                 proxy: false,
+                http2: false,
                 tls: None,
                 id: BackendId(number.into()),
                 slot: number,

@@ -85,6 +85,7 @@ impl Balancer {
         let service = self.service(service);
         let mut backend = Backend {
             proxy: false,
+            http2: false,
             tls: None,
             id: BackendId(number as u32 + 1),
             slot: number as u16,

@@ -133,6 +133,7 @@ impl Control {
         self.registered += 1;
         self.backends.push(Backend {
             proxy: false,
+            http2: false,
             tls: None,
             id: BackendId(number),
             slot: number as u16,

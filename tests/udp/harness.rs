@@ -40,6 +40,7 @@ impl Balancer {
     pub fn register(&mut self, backends: &[(Protocol, SocketAddr)]) {
         let all = backends.iter().enumerate().map(|(place, (protocol, address))| Registered {
             proxy: false,
+            http2: false,
             tls: None,
             id: BackendId(place as u32 + 1),
             slot: place as u16,

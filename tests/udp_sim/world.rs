@@ -218,6 +218,7 @@ impl World {
         let backends: Vec<Backend> = (self.backends.iter())
             .map(|(id, backend)| Backend {
                 proxy: false,
+                http2: false,
                 tls: None,
                 id: BackendId(*id),
                 slot: (*id % 512) as u16,

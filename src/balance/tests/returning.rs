@@ -59,6 +59,7 @@ fn learned(set: &[(SocketAddr, u16)], changes: usize, seed: u64) -> Snapshot {
             name: None,
             group: None,
             proxy: false,
+            http2: false,
             tls: None,
             probe: true,
             check: None,

@@ -17,6 +17,7 @@ const WHOLE: List = List { most: usize::MAX, colour: false };
 pub fn backend() -> BackendStatus {
     BackendStatus {
         proxy: None,
+        http: None,
         tls: None,
         id: "b1".into(),
         service: "tcp".into(),
@@ -153,6 +154,20 @@ fn a_page_shows_every_part_aligned() {
     assert!(!page.contains('\x1b'), "{page}");
     let table: Vec<&str> = page.lines().filter(|line| line.starts_with("b1")).collect();
     assert_eq!(table[0].find("10.0.0.5"), table[1].find("10.0.0.5"), "{page}");
+}
+
+#[test]
+fn how_a_backend_is_spoken_to_stands_behind_its_address() {
+    for (proxy, tls, http, said) in [
+        (None, false, Some(1), "10.0.0.5:9991"),
+        (None, false, Some(2), "10.0.0.5:9991 (HTTP/2)"),
+        (Some(2), true, Some(2), "10.0.0.5:9991 (PROXY v2, TLS, HTTP/2)"),
+    ] {
+        let tls = tls.then(|| "a.example".into());
+        let backends = vec![BackendStatus { proxy, tls, http, ..backend() }];
+        let page = page(&Status { backends, ..status() }, WHOLE);
+        assert!(page.contains(&format!("  {said}  ")), "{page}");
+    }
 }
 
 #[test]

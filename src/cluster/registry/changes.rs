@@ -28,6 +28,8 @@ pub struct Registration {
     pub group: Option<Arc<str>>,
     /// Whether each connection to it begins with a PROXY header.
     pub proxy: bool,
+    /// Whether it speaks HTTP/2, rather than HTTP/1.1.
+    pub http2: bool,
     /// How it is verified, if it is reached by TLS.
     pub tls: Option<BackendTls>,
     /// Whether it may be tried by a connection that is closed again at once.
@@ -153,6 +155,10 @@ pub enum Fault {
     TlsChanges {
         address: SocketAddr,
     },
+    /// It is registered already, and speaks another HTTP.
+    HttpChanges {
+        address: SocketAddr,
+    },
     /// The service has been removed.
     Removed,
     /// It named no group, or none of the service.
@@ -196,6 +202,12 @@ impl fmt::Display for Fault {
                 "{address} is registered with another tls or tls_name, which cannot change: unregister it \
                  first"
             ),
+            Fault::HttpChanges { address } => {
+                write!(
+                    out,
+                    "{address} is registered with another http, which cannot change: unregister it first"
+                )
+            }
             Fault::WeightOutOfRange => write!(out, "weight must be from 1 to {WEIGHT_MAX}"),
             Fault::Enough { service, backends } => {
                 write!(out, "service {service} takes {backends} backends at most, and has them")

@@ -22,7 +22,8 @@ impl Registry {
             return Ok(self.drain_elsewhere(applied, drains));
         };
         let (id, is_ours) = (entry.backend.id, entry.source != Source::Cluster);
-        if !is_ours && entry.backend.tls != wanted.tls {
+        let is_same = entry.backend.tls == wanted.tls && entry.backend.http2 == wanted.http2;
+        if !is_ours && !is_same {
             // What was said to it in the clear is not gone on with: it is another backend from here on.
             self.check_other(&wanted)?;
             // The place that it leaves is not free before its sessions have ended.
@@ -51,7 +52,7 @@ impl Registry {
     /// Whether what is said elsewhere can hold here.
     fn check_other(&self, wanted: &Registration) -> Result<(), Fault> {
         match self.check(wanted) {
-            Ok(()) | Err(Fault::TlsChanges { .. }) => Ok(()),
+            Ok(()) | Err(Fault::TlsChanges { .. } | Fault::HttpChanges { .. }) => Ok(()),
             Err(fault) => Err(fault),
         }
     }

@@ -27,6 +27,7 @@ fn address(port: u16) -> SocketAddr {
 fn join(source: u64, service: ServiceId, port: u16, weight: u16) -> Change {
     Change::Register(Registration {
         proxy: false,
+        http2: false,
         tls: None,
         probe: true,
         check: None,
@@ -261,6 +262,7 @@ fn a_backend_of_the_configuration_is_nobody_elses() {
     let mut registry = registry(4);
     let listed = Registration {
         proxy: false,
+        http2: false,
         tls: None,
         probe: true,
         check: None,

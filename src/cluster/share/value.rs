@@ -66,6 +66,8 @@ pub struct Offer {
     pub group: Option<Arc<str>>,
     /// Whether each connection to it begins with a PROXY header.
     pub proxy: bool,
+    /// Whether it speaks HTTP/2, rather than HTTP/1.1.
+    pub http2: bool,
     /// Whether it is reached by TLS, and the host that its certificate must be for if that is not its address.
     pub tls: Option<Option<Arc<str>>>,
     /// Whether it may be tried by a connection that is closed again at once.
@@ -84,6 +86,7 @@ impl Offer {
             name: None,
             group: None,
             proxy: false,
+            http2: false,
             tls: None,
             probe: true,
             check: None,
@@ -105,6 +108,7 @@ impl Offer {
             name: backend.name.clone(),
             group: backend.group.clone(),
             proxy: backend.proxy,
+            http2: backend.http2,
             tls: backend.tls.as_ref().map(|tls| tls.name.clone()),
             probe: entry.probe,
             check: entry.check.clone(),
@@ -123,6 +127,7 @@ impl Offer {
             name: self.name.clone(),
             group: self.group.clone(),
             proxy: self.proxy,
+            http2: self.http2,
             tls: self.tls.as_ref().map(|name| BackendTls { name: name.clone(), ca: None }),
             probe: self.probe,
             check: self.check.clone(),
@@ -159,6 +164,8 @@ struct Back {
     group: Option<String>,
     #[serde(default, skip_serializing_if = "is_false")]
     proxy: bool,
+    #[serde(default, skip_serializing_if = "is_false")]
+    http2: bool,
     #[serde(default, skip_serializing_if = "is_false")]
     tls: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -218,6 +225,7 @@ pub fn write_back(n: u64, offer: &Offer) -> String {
         name: owned(&offer.name),
         group: owned(&offer.group),
         proxy: offer.proxy,
+        http2: offer.http2,
         tls: offer.tls.is_some(),
         tls_name: offer.tls.as_ref().and_then(owned),
         probe: offer.probe,
@@ -261,6 +269,7 @@ pub fn read_back(value: &str) -> Option<Numbered<Offer>> {
         name: back.name.map(Arc::from),
         group: back.group.map(Arc::from),
         proxy: back.proxy,
+        http2: back.http2,
         tls: back.tls.then(|| back.tls_name.map(Arc::from)),
         probe: back.probe,
         check,
@@ -398,6 +407,9 @@ fn text(value: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::time::Now;
+    use crate::cluster::Snapshot;
+    use crate::cluster::registry::{Change, Registry};
 
     #[test]
     fn what_is_said_of_a_backend_is_read_as_it_was_written() {
@@ -423,17 +435,39 @@ mod tests {
                     name: Some("a".into()),
                     group: Some("blue".into()),
                     proxy: true,
+                    http2: true,
                     tls: Some(Some("b.example".into())),
                     probe: false,
                     check: Some(AskedCheck::Http("/up".into())),
                     host: Some("h".into()),
                     state: State::Left,
                 },
-                r#"{"v":1,"n":7,"weight":256,"name":"a","group":"blue","proxy":true,"tls":true,"tls_name":"b.example","probe":false,"check":"http:/up","host":"h","state":"left"}"#,
+                r#"{"v":1,"n":7,"weight":256,"name":"a","group":"blue","proxy":true,"http2":true,"tls":true,"tls_name":"b.example","probe":false,"check":"http:/up","host":"h","state":"left"}"#,
             ),
         ] {
             assert_eq!(write_back(7, &offer), says);
             assert_eq!(read_back(says), Some((7, offer)));
+        }
+    }
+
+    #[test]
+    fn a_backend_is_elsewhere_what_it_is_where_it_has_registered() {
+        let service = Snapshot::default().services[0].clone();
+        let address = ([192, 0, 2, 1], 80).into();
+        let plain = Offer::plain();
+        for offer in [
+            plain.clone(),
+            Offer { weight: 3, name: Some("a".into()), probe: false, ..plain.clone() },
+            Offer { proxy: true, ..plain.clone() },
+            Offer { http2: true, ..plain.clone() },
+            Offer { tls: Some(Some("b.example".into())), ..plain.clone() },
+        ] {
+            let mut registry = Registry::new(1, std::slice::from_ref(&service));
+            let wanted = offer.registration(service.id, address);
+            registry.apply(Change::Register(wanted), Now::default()).unwrap();
+            let entry = registry.find(service.id, address).unwrap();
+            assert_eq!(Offer::of(entry, State::Serving), offer);
+            assert_eq!((entry.backend.proxy, entry.backend.http2), (offer.proxy, offer.http2));
         }
     }
 

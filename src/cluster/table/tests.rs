@@ -123,6 +123,7 @@ fn another_key_deals_anew() {
 fn backend(place: u16, standing: Standing) -> Backend {
     Backend {
         proxy: false,
+        http2: false,
         tls: None,
         id: BackendId(u32::from(place)),
         slot: place,

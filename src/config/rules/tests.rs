@@ -115,6 +115,26 @@ fn proxies_are_said_where_there_is_a_door_for_them_and_once_for_each() {
 }
 
 #[test]
+fn only_backends_of_api_services_speak_http_2() {
+    let says = |protocol: &str| {
+        let backend = "{ address = \"10.0.0.1:80\", http = 2 }";
+        format!("[service.a]\nprotocol = \"{protocol}\"\nlisten = 80\nbackends = [{backend}]")
+    };
+    all_said(&[
+        (says("api"), ""),
+        (
+            says("tcp"),
+            "service.a.backends says http = 2, and a is tcp: only API backends speak HTTP",
+        ),
+        (
+            says("udp"),
+            "service.a.backends says http = 2, and a is udp: only API backends speak HTTP",
+        ),
+        (says("tcp").replace("http = 2", "http = 1"), ""),
+    ]);
+}
+
+#[test]
 fn the_services_together_list_no_more_backends_than_can_be_registered() {
     let list = |name: &str, first: usize, count: usize| {
         let address = |number| format!("\"10.0.{}.{}:80\"", number / 256, number % 256);

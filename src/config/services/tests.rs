@@ -42,7 +42,7 @@ const EVERY_KEY_CHANGED: &str = r#"
     sessions = 16
     backend_sessions = 17
     users = ["10.2.0.0/16"]
-    backends = [{ address = "10.0.0.11:80", group = "a" }, { address = "[2001:db8::1]:80", weight = 3, group = "b", proxy = 2, tls = { name = "b.example", ca = "own.pem" } }]
+    backends = [{ address = "10.0.0.11:80", group = "a" }, { address = "[2001:db8::1]:80", weight = 3, group = "b", proxy = 2, http = 2, tls = { name = "b.example", ca = "own.pem" } }]
     groups = { a = 95, b = 5 }
     maintenance = true
     [service.shop.check]
@@ -80,6 +80,7 @@ fn every_key_of_a_service_is_read_and_reads_back_as_it_is_shown() {
     assert_eq!(terms.policy, Policy::LeastSessions);
     assert_eq!(terms.timeouts.half_close, Duration::from_millis(13));
     assert_eq!((service.backends[1].weight, service.backends[1].proxy), (3, true));
+    assert_eq!(service.backends.iter().map(|it| it.http2).collect::<Vec<_>>(), [false, true]);
     let tls = service.backends[1].tls.as_ref().unwrap();
     assert_eq!(
         (tls.name.as_deref(), tls.ca.as_deref()),

@@ -19,9 +19,9 @@ use crate::tls::backends;
 /// Unknown members that are named in an answer, at most.
 const NAMED_MAX: usize = 3;
 /// What a message about a backend may say; what one command needs is no fault in another.
-const OF_BACKENDS: [&str; 12] = [
-    "cmd", "protocol", "service", "port", "weight", "name", "group", "proxy", "tls", "tls_name",
-    "probe", "check",
+const OF_BACKENDS: [&str; 13] = [
+    "cmd", "protocol", "service", "port", "weight", "name", "group", "proxy", "http", "tls",
+    "tls_name", "probe", "check",
 ];
 const OF_PROOFS: [&str; 5] = ["cmd", "id", "mac", "nonce", "v"];
 const OF_DRAINS: &str = "deadline_ms";
@@ -82,6 +82,7 @@ pub fn request(cmd: &'static str, fields: &Fields) -> Result<Request, String> {
             name: fields.name("name")?,
             group: fields.name("group")?,
             proxy: fields.proxy()?,
+            http2: fields.http2()?,
             tls: fields.switch("tls")?,
             tls_name: fields.tls_name()?,
             probe: fields.switch("probe")?,
@@ -150,6 +151,16 @@ impl Fields {
             Ok(version) => Ok(version.map(|_| true)),
             Err(_) => {
                 Err("proxy must be 2, the version of the PROXY header, or false, or left out"
+                    .to_owned())
+            }
+        }
+    }
+
+    pub fn http2(&self) -> Result<Option<bool>, String> {
+        match self.number("http", 1, 2) {
+            Ok(version) => Ok(version.map(|version| version == 2)),
+            Err(_) => {
+                Err("http must be 1 or 2, the version of HTTP that the backend speaks, or left out"
                     .to_owned())
             }
         }

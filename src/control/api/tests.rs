@@ -38,6 +38,7 @@ fn every_command_is_understood_with_and_without_optional_members() {
     let register = |weight, name: Option<&str>| {
         Request::Register(Joining {
             proxy: None,
+            http2: None,
             tls: None,
             tls_name: None,
             probe: None,
@@ -120,6 +121,7 @@ fn rule_1_a_message_means_the_service_that_it_names_or_else_the_built_in_one() {
                 name,
                 group: None,
                 proxy: None,
+                http2: None,
                 tls: None,
                 tls_name: None,
                 probe: None,
@@ -445,6 +447,30 @@ fn a_backend_may_ask_for_a_proxy_header_of_version_2_alone() {
     for wrong in [r#","proxy":1"#, r#","proxy":3"#, r#","proxy":true"#, r#","proxy":"v2""#] {
         let said = "proxy must be 2, the version of the PROXY header, or false, or left out";
         assert_eq!(proxy(wrong), Err(said.to_owned()), "{wrong}");
+    }
+}
+
+#[test]
+fn a_backend_may_say_which_http_it_speaks() {
+    let http2 = |member: &str| {
+        let text = format!(r#"{{"cmd":"register","protocol":"api","port":1{member}}}"#);
+        match heard(&text).remove(0) {
+            Ok(Request::Register(joining)) => Ok(joining.http2),
+            Ok(_) => panic!("it is a registration"),
+            Err(bad) => Err(bad.msg),
+        }
+    };
+    for (member, wanted) in [
+        ("", None),
+        (r#","http":null"#, None),
+        (r#","http":1"#, Some(false)),
+        (r#","http":2"#, Some(true)),
+    ] {
+        assert_eq!(http2(member), Ok(wanted), "{member}");
+    }
+    for wrong in [r#","http":0"#, r#","http":3"#, r#","http":true"#, r#","http":"2""#] {
+        let said = "http must be 1 or 2, the version of HTTP that the backend speaks, or left out";
+        assert_eq!(http2(wrong), Err(said.to_owned()), "{wrong}");
     }
 }
 

@@ -137,6 +137,7 @@ fn a_line_names_the_service_unless_it_is_a_built_in_one() {
         let of = || Of::new(service);
         let backend = Backend {
             proxy: false,
+            http2: false,
             tls: None,
             id: BackendId(7),
             slot: 0,

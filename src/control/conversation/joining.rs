@@ -17,7 +17,7 @@ impl Conversation {
     /// The registration a request asks for: what it does not say stays as it was. Without a name, the peer's
     /// identity is used.
     pub(super) fn wanted(&self, joining: &Joining) -> Result<Registration, String> {
-        let Joining { target, port, weight, name, group, proxy, probe, check, .. } =
+        let Joining { target, port, weight, name, group, proxy, http2, probe, check, .. } =
             joining.clone();
         let (source, address) = (self.peer.source, self.address(port));
         let hub = self.hub.borrow();
@@ -34,12 +34,16 @@ impl Conversation {
             name: name.or_else(|| was.and_then(|it| it.name.clone())).or_else(known),
             group: group.or_else(|| was.and_then(|it| it.group.clone())),
             proxy: proxy.or(was.map(|it| it.proxy)).unwrap_or(false),
+            http2: http2.or(was.map(|it| it.http2)).unwrap_or(false),
             tls: tls_of(joining, was.and_then(|it| it.tls.as_ref()))?,
             probe: probe.or(before.map(|it| it.probe)).unwrap_or(true),
             check: check.unwrap_or_else(|| before.and_then(|it| it.check.clone())),
         };
         if wanted.proxy && kind == Protocol::Udp {
             return Err("datagrams carry no PROXY header: leave proxy out".to_owned());
+        }
+        if wanted.http2 && kind != Protocol::Api {
+            return Err("only API backends speak HTTP: leave http out".to_owned());
         }
         if wanted.tls.is_some() && kind == Protocol::Udp {
             return Err("datagrams are not sealed: leave tls out".to_owned());
@@ -210,6 +214,7 @@ mod tests {
                 name: None,
                 group: None,
                 proxy: None,
+                http2: None,
                 tls,
                 tls_name: tls_name.map(Arc::from),
                 probe: None,

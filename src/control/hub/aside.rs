@@ -260,6 +260,7 @@ mod tests {
                 name: None,
                 group: None,
                 proxy: false,
+                http2: false,
                 tls: None,
                 probe: by_itself,
                 check: None,

@@ -259,7 +259,7 @@ pub(in crate::control::hub) mod tests {
     pub fn join(source: Source, service: ServiceId, port: u16) -> Change {
         let (address, weight, name) = (address(port), 1, None);
         let (group, proxy, probe, check) = (None, false, true, None);
-        let tls = None;
+        let (http2, tls) = (false, None);
         let wanted = Registration {
             source,
             service,
@@ -268,6 +268,7 @@ pub(in crate::control::hub) mod tests {
             name,
             group,
             proxy,
+            http2,
             tls,
             probe,
             check,

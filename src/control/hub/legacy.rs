@@ -343,6 +343,7 @@ fn describe_plain(backend: &Backend) -> format::Backend {
         name: text(&backend.name),
         group: text(&backend.group),
         proxy: backend.proxy,
+        http2: backend.http2,
         tls: backend.tls.as_ref().map(|tls| format::Tls {
             name: text(&tls.name),
             ca: tls.ca.as_deref().and_then(Path::to_str).map(str::to_owned),
@@ -385,6 +386,7 @@ fn plain(from: &format::Backend) -> Result<Backend, String> {
         name: text(&from.name),
         group: text(&from.group),
         proxy: from.proxy,
+        http2: from.http2,
         tls: from.tls.as_ref().map(|tls| BackendTls {
             name: text(&tls.name),
             ca: tls.ca.as_deref().map(|path| Arc::from(Path::new(path))),

@@ -83,7 +83,9 @@ impl Hub {
             let (service, address, source) = (backend.service, backend.address, Source::File);
             match places.get(&(service, address)) {
                 // One that is reached in another way joins again as another.
-                Some(it) if it.tls == backend.tls => kept.push((backend, *it)),
+                Some(it) if (it.http2, &it.tls) == (backend.http2, &backend.tls) => {
+                    kept.push((backend, *it));
+                }
                 _ => drop(self.make(Change::Unregister { source, service, address }, now)),
             }
         }
@@ -122,6 +124,7 @@ impl Hub {
                     name: None,
                     group: backend.group.as_deref().map(Arc::from),
                     proxy: backend.proxy,
+                    http2: backend.http2,
                     tls: backend.tls.clone(),
                     probe: true,
                     check: None,
@@ -192,5 +195,31 @@ mod tests {
         }
         reload(&mut hub, of(None), at(100));
         assert_eq!(listed(&mut hub), before);
+    }
+
+    #[test]
+    fn a_listed_backend_that_speaks_another_http_from_now_on_is_another_one() {
+        let of = |http2: bool| {
+            let mut config = config(&[(1, 1), (2, 1)], CheckConfig::default());
+            config.services[0].backends[0].http2 = http2;
+            config
+        };
+        let (mut hub, _worker) = hub(of(false));
+        let listed = |hub: &mut Hub| {
+            hub.publish();
+            let mut all: Vec<_> = hub.snapshot.pool(PG).unwrap().backends.to_vec();
+            all.sort_by_key(|it| it.address);
+            all.into_iter().map(|it| (it.id, it.http2)).collect::<Vec<_>>()
+        };
+        let mut before = listed(&mut hub);
+        for (number, http2) in (1..).zip([true, false]) {
+            reload(&mut hub, of(http2), at(number * 10));
+            let now = listed(&mut hub);
+            assert_ne!(now[0].0, before[0].0, "no connection of the one before is used for it");
+            assert_eq!((now[0].1, now[1]), (http2, before[1]));
+            before = now;
+        }
+        reload(&mut hub, of(false), at(100));
+        assert_eq!(listed(&mut hub), before, "the file says the same again");
     }
 }

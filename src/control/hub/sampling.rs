@@ -143,6 +143,7 @@ mod tests {
             name,
             group,
             proxy,
+            http2: false,
             tls: None,
             probe,
             check: None,

@@ -39,6 +39,7 @@ pub(super) fn config(backends: &[(u16, u16)], check: CheckConfig) -> Config {
         weight,
         group: None,
         proxy: false,
+        http2: false,
         tls: None,
     };
     let backends = backends.iter().map(listed).collect();
@@ -179,6 +180,7 @@ fn a_listed_backend_whose_address_has_registered_itself_joins_when_that_has_left
         name,
         group: None,
         proxy: false,
+        http2: false,
         tls: None,
         probe: true,
         check: None,
@@ -376,6 +378,7 @@ fn a_backend_that_registers_itself_with_a_checked_service_is_checked_too() {
         name,
         group: None,
         proxy: false,
+        http2: false,
         tls: None,
         probe: true,
         check: None,
@@ -411,6 +414,7 @@ fn a_check_whose_port_is_a_door_of_the_balancer_is_known_for_one() {
                 name: None,
                 group: None,
                 proxy: false,
+                http2: false,
                 tls: None,
                 probe: true,
                 check: None,
@@ -450,6 +454,7 @@ fn grouped(backends: &[(u16, &str)], shares: &[(&str, u8)]) -> Config {
         weight: 1,
         group: Some((*group).to_owned()),
         proxy: false,
+        http2: false,
         tls: None,
     };
     let share = |(name, share): &(&str, u8)| GroupShare { name: (*name).into(), share: *share };

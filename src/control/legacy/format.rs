@@ -106,6 +106,7 @@ pub struct Backend {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     pub proxy: bool,
+    pub http2: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
     pub since: Now,

@@ -44,6 +44,7 @@ fn config() -> Config {
         weight: 3,
         group: Some(group.to_owned()),
         proxy: false,
+        http2: false,
         tls: None,
     };
     pg.backends = [(1, "blue"), (2, "green")].map(listed).to_vec();
@@ -81,6 +82,7 @@ fn join(source: Source, service: ServiceId, port: u16) -> Registration {
         name: None,
         group: None,
         proxy: false,
+        http2: false,
         tls: None,
         probe: true,
         check: None,
@@ -106,6 +108,7 @@ fn eventful(workers: u8) -> (Hub, Vec<WorkerEnd>) {
     let wanted = Registration {
         weight: 9,
         name: Some("web-\"1\"".into()),
+        http2: true,
         check: Some(AskedCheck::Http("/up".into())),
         ..join(one, TCP, 10)
     };
@@ -175,6 +178,7 @@ fn what_was_taken_up_describes_itself_as_it_was_described() {
     for (before, after) in [(1, 1), (2, 2), (4, 1), (1, 3)] {
         let (old, _workers) = eventful(before);
         let mut first = old.describe(at(20_010));
+        assert!(first.backends.iter().any(|it| it.http2));
         assert!(first.backends.iter().any(|it| it.left.is_some()));
         assert!(first.backends.iter().any(|it| it.beneath.is_some()));
         assert!(first.backends.iter().any(|it| it.aside_because.is_some()));

@@ -94,7 +94,7 @@ impl Books {
         names: &mut Names,
         parcel: &mut Parcel<S>,
     ) -> Option<EntryRecord> {
-        let Choice { backend, slot, address, proxy, tls: _ } = entry.choice?;
+        let Choice { backend, slot, address, proxy, http2: _, tls: _ } = entry.choice?;
         Some(EntryRecord {
             backend: address.into(),
             backend_id: backend.0.into(),
@@ -229,6 +229,7 @@ pub fn choice(record: &EntryRecord) -> Result<Choice, String> {
         slot,
         address: record.backend.given()?,
         proxy: record.flags & EntryRecord::PROXY != 0,
+        http2: false,
         tls: false,
     })
 }
@@ -251,6 +252,7 @@ mod tests {
     fn backend(number: u16) -> Backend {
         Backend {
             proxy: number == 2,
+            http2: false,
             tls: None,
             id: BackendId(number.into()),
             slot: number,

@@ -11,6 +11,7 @@ use crate::base::random::xorshift;
 use crate::cluster::groups::regrouped;
 use crate::cluster::seats::Seats;
 use crate::cluster::{Barrier, Policy, Protocol, Standing, Terms};
+use crate::tls::backends::BackendTls;
 use crate::worker::brake::Brake;
 use crate::worker::late::Late;
 use crate::worker::link::{ControlEnd, DoorChange, Order, link};
@@ -48,6 +49,7 @@ fn backend(service: ServiceId, which: u16) -> Backend {
     let slot = 2 * service.0 + which;
     Backend {
         proxy: false,
+        http2: false,
         tls: None,
         id: BackendId(u32::from(slot)),
         slot,
@@ -260,6 +262,18 @@ fn a_backend_that_failed_is_picked_only_when_there_is_no_other_until_the_next_sn
     assert!(picked.contains(&bad) && picked.contains(&good), "{picked:?}");
     books.close(entry, EndReason::Finished, NOW);
     assert_eq!(active(&books), [0, 0]);
+}
+
+#[test]
+fn a_worker_is_told_how_the_backend_that_it_picks_is_reached() {
+    let reached = |proxy, http2, tls: Option<BackendTls>| {
+        let choice = Choice::from(&Backend { proxy, http2, tls, ..backend(TCP, 0) });
+        (choice.proxy, choice.http2, choice.tls)
+    };
+    assert_eq!(reached(false, false, None), (false, false, false));
+    assert_eq!(reached(true, false, None), (true, false, false));
+    assert_eq!(reached(false, true, None), (false, true, false));
+    assert_eq!(reached(false, false, Some(BackendTls::default())), (false, false, true));
 }
 
 #[test]

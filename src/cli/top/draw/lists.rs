@@ -219,17 +219,18 @@ fn longest(screen: &Screen, one: bool) -> [(usize, usize); 5] {
 }
 
 fn address_width(backend: &BackendStatus) -> usize {
-    match backend.tls {
-        Some(_) => address(backend).len(),
-        None if backend.address.is_ipv4() => 0,
-        None => 21,
+    match backend.tls.is_some() || backend.http == Some(2) {
+        true => address(backend).len(),
+        false if backend.address.is_ipv4() => 0,
+        false => 21,
     }
 }
 
-/// Where it is, and whether it is reached by TLS.
+/// Where it is, and whether it is reached by TLS and speaks HTTP/2.
 fn address(backend: &BackendStatus) -> String {
     let tls = if backend.tls.is_some() { " TLS" } else { "" };
-    format!("{}{tls}", backend.address)
+    let http = if backend.http == Some(2) { " HTTP/2" } else { "" };
+    format!("{}{tls}{http}", backend.address)
 }
 
 /// Whose users a backend gets: its service, which an older balancer does not say.

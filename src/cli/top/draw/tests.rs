@@ -56,12 +56,15 @@ fn a_backend_is_a_row_with_its_state_share_and_rates() {
 }
 
 #[test]
-fn a_backend_that_is_reached_by_tls_says_so_behind_its_address() {
-    let mut state = known();
-    let sealed = BackendStatus { tls: Some("a.example".into()), ..backend(1, 2) };
-    state.looked(Ok(status(3000, vec![sealed])));
-    let text = drawn(&mut state, 140, 8);
-    assert!(text.contains(" 10.0.0.1:80 TLS serving "), "{text}");
+fn a_backend_that_is_reached_by_tls_or_speaks_http_2_says_so_behind_its_address() {
+    for (tls, http, said) in
+        [(true, Some(1), "TLS"), (false, Some(2), "HTTP/2"), (true, Some(2), "TLS HTTP/2")]
+    {
+        let (mut state, tls) = (known(), tls.then(|| "a.example".into()));
+        state.looked(Ok(status(3000, vec![BackendStatus { tls, http, ..backend(1, 2) }])));
+        let text = drawn(&mut state, 140, 8);
+        assert!(text.contains(&format!(" 10.0.0.1:80 {said} serving ")), "{text}");
+    }
 }
 
 #[test]

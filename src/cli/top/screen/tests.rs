@@ -13,6 +13,7 @@ use crate::control::status::{
 pub fn backend(number: u32, sessions: u64) -> BackendStatus {
     BackendStatus {
         proxy: None,
+        http: None,
         tls: None,
         id: format!("b{number}"),
         service: "tcp".into(),

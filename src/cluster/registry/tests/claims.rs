@@ -93,16 +93,31 @@ fn a_drain_elsewhere_is_one_here_until_it_is_taken_back_there() {
 
 #[test]
 fn a_claimed_backend_that_is_reached_otherwise_is_another_one() {
-    let mut registry = registry(4);
-    let first = registry.apply(claim(80, 1), NOW).unwrap().backend;
     let tls = Some(crate::tls::backends::BackendTls::default());
-    let sealed = Registration { tls, ..claimed(80, 1) };
-    let sealed = Change::Claim { wanted: sealed, drains: None };
-    let second = registry.apply(sealed, NOW).unwrap();
-    assert!(second.joined && second.backend != first);
-    assert_eq!(second.left.first().map(|entry| entry.backend.id), first);
-    let here = registry.apply(join(1, TCP, 80, 1), NOW);
-    assert!(matches!(here, Err(Fault::TlsChanges { .. })), "{here:?}");
+    for (wanted, fault) in [
+        (Registration { tls, ..claimed(80, 1) }, Fault::TlsChanges { address: address(80) }),
+        (
+            Registration { http2: true, ..claimed(80, 1) },
+            Fault::HttpChanges { address: address(80) },
+        ),
+    ] {
+        let mut registry = registry(4);
+        let first = registry.apply(claim(80, 1), NOW).unwrap().backend;
+        let second = registry.apply(Change::Claim { wanted, drains: None }, NOW).unwrap();
+        assert!(second.joined && second.backend != first);
+        assert_eq!(second.left.first().map(|entry| entry.backend.id), first);
+        assert_eq!(registry.apply(join(1, TCP, 80, 1), NOW).unwrap_err(), fault);
+    }
+}
+
+#[test]
+fn a_backend_that_is_registered_here_is_reached_as_it_said_here() {
+    let mut registry = registry(4);
+    let here = registry.apply(join(1, TCP, 80, 1), NOW).unwrap().backend;
+    let wanted = Registration { http2: true, ..claimed(80, 1) };
+    let claimed = registry.apply(Change::Claim { wanted, drains: None }, NOW).unwrap();
+    assert_eq!((claimed.backend, claimed.left.len()), (here, 0));
+    assert!(!registry.find(TCP, address(80)).unwrap().backend.http2);
 }
 
 #[test]

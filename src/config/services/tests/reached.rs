@@ -32,3 +32,22 @@ fn a_listed_backend_says_how_it_is_verified() {
         assert!(told.contains(said), "{wrong}: {told}");
     }
 }
+
+#[test]
+fn a_listed_backend_says_which_http_it_speaks() {
+    let backend = |http: &str| {
+        let text = format!(
+            "[service.s]\nprotocol = \"api\"\nbackends = [{{ address = \"10.0.0.1:80\", http = {http} }}]"
+        );
+        let config = file::read("f", &text).map_err(|fault| fault.to_string())?;
+        Ok::<_, String>(config.services[0].backends[0].clone())
+    };
+    let shown = |http: &str| Backends.show(&vec![backend(http).unwrap()]);
+    assert_eq!([backend("1").unwrap().http2, backend("2").unwrap().http2], [false, true]);
+    assert_eq!(shown("1"), "[\"10.0.0.1:80\"]");
+    assert_eq!(shown("2"), "[{ address = \"10.0.0.1:80\", http = 2 }]");
+    for wrong in ["0", "3", "true", "\"2\""] {
+        let told = backend(wrong).unwrap_err();
+        assert!(told.contains("not http = "), "{wrong}: {told}");
+    }
+}

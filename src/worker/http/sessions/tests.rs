@@ -60,6 +60,7 @@ fn claimant(service: ServiceId, host: Host, path: &str) -> Claimant {
 fn backend(service: ServiceId) -> Backend {
     Backend {
         proxy: false,
+        http2: false,
         tls: None,
         id: BackendId(u32::from(service.0)),
         slot: service.0,

@@ -109,6 +109,7 @@ impl World {
         let backends: Vec<Backend> = (all.iter())
             .map(|(id, host, standing)| Backend {
                 proxy: false,
+                http2: false,
                 tls: None,
                 id: BackendId(*id),
                 slot: *id as u16,

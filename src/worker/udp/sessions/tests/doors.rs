@@ -24,6 +24,7 @@ impl World {
     fn register_in(&mut self, all: &[(u32, ServiceId, u8)]) {
         let backend = |(id, service, host): &(u32, ServiceId, u8)| Backend {
             proxy: false,
+            http2: false,
             tls: None,
             id: BackendId(*id),
             slot: *id as u16,
