@@ -277,6 +277,8 @@ pub(super) mod tests {
         via = "edge"
         request_id = true
         trusted = ["10.0.0.0/8"]
+        h2c = false
+        h2_streams = 35
         [tls]
         strict_sni = true
         ragged_end = "end"

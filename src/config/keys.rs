@@ -208,6 +208,10 @@ pub const KEYS: &[Key<Config>] = keys! { Config;
         "Give each request an ID in `X-Request-Id`, for its backend, its user and the log. One from a proxy in `trusted` is kept if it is up to 64 visible ASCII letters; any other is replaced.";
     "api" "trusted", api.trusted: Networks, Restart,
         "Proxies in front of this one, in CIDR notation: what they send in `X-Forwarded-*` and `Forwarded` is extended instead of dropped.";
+    "api" "h2c", api.h2c: Switch, Restart,
+        "Whether users may speak HTTP/2 at doors in the clear, by prior knowledge.";
+    "api" "h2_streams", api.h2_streams: Number(1..=1000), Restart,
+        "Most HTTP/2 streams of one user's connection at once.";
     "tls" "certificate", tls.certificates: Certificates, Now,
         "Certificates of the TLS doors, each a `[[tls.certificate]]` with the files `certificate` (a chain in PEM, the server's own first), `key` (in PEM, without a password) and, if there is one, `ocsp` (a response in DER). A user is given one that names the host it asks for, else the first. Read again on every reload.";
     "tls" "strict_sni", tls.strict_sni: Switch, Now,
@@ -357,6 +361,7 @@ mod tests {
         ("api.upstream_idle_max", 0, 65_536),
         ("api.upstream_private_max", 0, 65_536),
         ("api.retries", 0, 10),
+        ("api.h2_streams", 1, 1000),
         ("tls.handshake_ms", 10, 3_600_000),
         ("tls.handshakes", 1, 1_048_576),
         ("cluster.lease_ms", 2000, 3_600_000),

@@ -407,6 +407,10 @@ pub struct Api {
     pub request_id: bool,
     /// Proxies trusted to say who the user is.
     pub trusted: Vec<IpNet>,
+    /// Users may speak HTTP/2 at the door in the clear, by prior knowledge.
+    pub h2c: bool,
+    /// Streams of a user's HTTP/2 connection at once.
+    pub h2_streams: u32,
 }
 
 impl Default for Api {
@@ -429,6 +433,8 @@ impl Default for Api {
             via: None,
             request_id: false,
             trusted: Vec::new(),
+            h2c: true,
+            h2_streams: 100,
         }
     }
 }

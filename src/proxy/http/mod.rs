@@ -104,8 +104,8 @@ impl GatewaySettings {
             ids_seed: None,
             trusted: api.trusted.clone(),
             https_port: config.listen.api_tls.map(|door| door.port()),
-            h2c: true,
-            h2_streams: 100,
+            h2c: api.h2c,
+            h2_streams: api.h2_streams,
         }
     }
 }
@@ -412,6 +412,17 @@ pub struct Context<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_file_says_whether_http_2_is_spoken_in_the_clear_and_in_how_many_streams() {
+        let of = |text: &str| {
+            let config = crate::config::file::read("f", text).unwrap();
+            let settings = GatewaySettings::of(&config, "lb");
+            (settings.h2c, settings.h2_streams)
+        };
+        assert_eq!(of(""), (true, 100));
+        assert_eq!(of("api.h2c = false\napi.h2_streams = 7"), (false, 7));
+    }
 
     #[test]
     fn every_connection_can_write_a_head_when_the_pool_is_used_up() {
