@@ -59,6 +59,14 @@ impl BackendTls {
     }
 }
 
+/// What is spoken with a backend under TLS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BackendSpeech {
+    Http1,
+    Http2,
+    Anything,
+}
+
 /// How a connection to one backend is to be made: by what terms, and to whom.
 #[derive(Clone)]
 pub struct Client {
@@ -103,14 +111,19 @@ pub fn is_name(text: &str) -> bool {
 /// What is agreed with backends that are verified by the same authorities.
 #[derive(Clone, Debug)]
 struct Terms {
-    /// With those that speak HTTP/1.1, and with those that speak anything.
+    /// With those that speak HTTP/1.1, HTTP/2, or anything.
     http: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
     stream: Arc<ClientConfig>,
 }
 
 impl Terms {
     fn new(verifier: &Arc<dyn ServerCertVerifier>) -> Terms {
-        Terms { http: config(verifier, &[b"http/1.1"]), stream: config(verifier, &[]) }
+        Terms {
+            http: config(verifier, &[b"http/1.1"]),
+            http2: config(verifier, &[b"h2"]),
+            stream: config(verifier, &[]),
+        }
     }
 }
 
@@ -183,12 +196,16 @@ impl Backends {
     }
 
     /// How a connection to this backend is made.
-    pub fn client(&self, tls: &BackendTls, address: IpAddr, speaks_http: bool) -> Client {
+    pub fn client(&self, tls: &BackendTls, address: IpAddr, speech: BackendSpeech) -> Client {
         let terms = match tls.ca.as_deref() {
             Some(path) => self.own.get(path).unwrap_or(&self.unread),
             None => &self.usual,
         };
-        let config = Arc::clone(if speaks_http { &terms.http } else { &terms.stream });
+        let config = Arc::clone(match speech {
+            BackendSpeech::Http1 => &terms.http,
+            BackendSpeech::Http2 => &terms.http2,
+            BackendSpeech::Anything => &terms.stream,
+        });
         let named = tls.name.as_deref().and_then(|name| ServerName::try_from(name).ok());
         let name = named.map(|name| name.to_owned());
         Client { config, name: name.unwrap_or(ServerName::IpAddress(address.into())) }

@@ -110,6 +110,8 @@ pub struct Engine {
     dataless: Meter,
     /// What was asked of its user.
     clients: Option<Arc<ClientPolicy>>,
+    /// With anybody who does not agree on HTTP/2 there is nothing to say.
+    must_speak_http2: bool,
 }
 
 /// A second ClientHello, which a user is asked for whose key shares do not serve (RFC 8446 section 4.1.4).
@@ -144,6 +146,11 @@ impl Engine {
             };
         }
         Err(Refused { fault: Fault::Protocol, why: NOT_TLS, alert: Vec::new() })
+    }
+
+    /// Whether a handshake that is over has not agreed on what has to be spoken: a server may choose nothing at all.
+    pub fn lacks_protocol(&self) -> bool {
+        self.must_speak_http2 && !self.speaks_http2()
     }
 
     /// Whether it was agreed to speak HTTP/2 (RFC 7301).
@@ -185,7 +192,9 @@ impl Engine {
         let connection = ClientConnection::new(Arc::clone(config), name.clone());
         let mut connection = connection.map_err(|_| Fault::Internal)?;
         connection.set_buffer_limit(Some(SEALED_BYTES_MAX));
-        Ok(Engine::new(Connection::Client(connection), 0, Second::None))
+        let engine = Engine::new(Connection::Client(connection), 0, Second::None);
+        let must_speak_http2 = config.alpn_protocols.iter().map(Vec::as_slice).eq([b"h2"]);
+        Ok(Engine { must_speak_http2, ..engine })
     }
 
     fn new(connection: Connection, cost: u32, second: Second) -> Engine {
@@ -200,6 +209,7 @@ impl Engine {
             unread: 0,
             dataless: Meter::default(),
             clients: None,
+            must_speak_http2: false,
         }
     }
 

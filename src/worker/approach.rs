@@ -161,6 +161,9 @@ impl Approaches {
         }
         let until = flush(&mut engine, socket)?;
         let is_over = !engine.is_handshaking() && until == Until::Readable;
+        if is_over && engine.lacks_protocol() {
+            return Err(Unconnected::Tls(Fault::NothingInCommon));
+        }
         Ok((engine, (!is_over).then_some(until)))
     }
 }

@@ -21,7 +21,7 @@ use crate::control::contact::Port;
 use crate::control::home;
 use crate::control::legacy::format;
 use crate::session::EndReason;
-use crate::tls::backends::BackendTls;
+use crate::tls::backends::{BackendSpeech, BackendTls};
 
 /// The longest wait for something to check. Whoever joins ends it.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
@@ -292,8 +292,12 @@ impl Hub {
         proxy: bool,
         tls: Option<&BackendTls>,
     ) -> Port {
-        let speaks_http = self.protocol_of(service) == Protocol::Api;
-        let client = |tls| self.snapshot.tls.backends.client(tls, address.ip(), speaks_http);
+        // Checks ask by HTTP/1.1 whatever users are served by.
+        let speech = match self.protocol_of(service) {
+            Protocol::Api => BackendSpeech::Http1,
+            _ => BackendSpeech::Anything,
+        };
+        let client = |tls| self.snapshot.tls.backends.client(tls, address.ip(), speech);
         Port { address, proxy, tls: tls.map(client) }
     }
 

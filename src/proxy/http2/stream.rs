@@ -249,8 +249,9 @@ impl Stream {
         let cx = &mut Context::from_waker(&waker);
         self.look_for_reset(cx);
         self.is_gone |= is_over;
-        self.hand_up(cx, pool);
+        // In this order: an answer can be waited for only once it has been asked for.
         let given = self.hand_down(owed, cx, pool);
+        self.hand_up(cx, pool);
         if self.awaits_room && (self.is_gone || self.has_room(cx)) {
             self.room();
         }

@@ -195,11 +195,11 @@ mod tests {
         lines: &[(&str, &str)],
         is_whole: bool,
     ) -> Result<(String, Framing), Malformed> {
-        let mut request = Request::builder().method(method).uri(uri).version(Version::HTTP_2);
+        let mut asked = Request::builder().method(method).uri(uri).version(Version::HTTP_2);
         for (name, value) in lines {
-            request = request.header(*name, *value);
+            asked = asked.header(*name, *value);
         }
-        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let (parts, ()) = asked.body(()).unwrap().into_parts();
         let mut out = Vec::new();
         let framing = request(&mut out, &parts, is_whole)?;
         Ok((String::from_utf8(out).unwrap(), framing))

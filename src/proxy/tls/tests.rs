@@ -14,7 +14,7 @@ use rustls::{ServerConfig, ServerConnection};
 use super::*;
 use crate::base::random::xorshift;
 use crate::ring::pool::Chain;
-use crate::tls::backends::{BackendTls, Backends};
+use crate::tls::backends::{BackendSpeech, BackendTls, Backends};
 use crate::tls::keys::tests::{identities_and_pem, versions};
 use crate::tls::keys::{Identities, Speech};
 
@@ -162,7 +162,8 @@ fn shake_hands_with(backend: &mut Connection, up: &mut Vec<u8>) -> Engine {
     let backends =
         BACKENDS.get_or_init(|| Backends::read(None, false, std::iter::empty()).unwrap());
     let at = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let mut engine = backends.client(&BackendTls::default(), at, false).begin().unwrap();
+    let mut engine =
+        backends.client(&BackendTls::default(), at, BackendSpeech::Anything).begin().unwrap();
     loop {
         let mut down = Vec::new();
         engine.flush(&mut down).unwrap();

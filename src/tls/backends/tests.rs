@@ -52,7 +52,7 @@ pub(crate) fn client_for(name: Option<&str>) -> Client {
     let name = name.map(Arc::from);
     let test = format!("{}-{:?}", name.as_deref().unwrap_or("-"), std::thread::current().id());
     let authorities = Authorities::new(&test, pem);
-    authorities.read(true).client(&BackendTls { name, ca: None }, AT, false)
+    authorities.read(true).client(&BackendTls { name, ca: None }, AT, BackendSpeech::Anything)
 }
 
 fn identities() -> &'static Identities {
@@ -84,14 +84,14 @@ fn a_backend_shows_a_certificate_for_its_name_from_an_authority_that_is_trusted(
     let wanted = BackendTls { name: Some("a.example".into()), ca: None };
     let unknown = Err(Fault::Distrusted(Distrust::UnknownAuthority));
     for backends in [authorities.read(true), Backends::default()] {
-        let failed = outcome(&backends.client(&wanted, AT, false));
+        let failed = outcome(&backends.client(&wanted, AT, BackendSpeech::Anything));
         // The same subject, signed by another key, is no less unknown.
         let damaged = Err(Fault::Distrusted(Distrust::Unreadable));
         assert!(failed == unknown || failed == damaged, "{failed:?}");
     }
     let off = authorities.read(false);
-    assert_eq!(outcome(&off.client(&wanted, AT, false)), Ok(()));
-    assert_eq!(outcome(&off.client(&BackendTls::default(), AT, false)), Ok(()));
+    assert_eq!(outcome(&off.client(&wanted, AT, BackendSpeech::Anything)), Ok(()));
+    assert_eq!(outcome(&off.client(&BackendTls::default(), AT, BackendSpeech::Anything)), Ok(()));
     assert_eq!((off.lack(), Backends::default().lack().is_some()), (None, true));
 }
 
@@ -104,7 +104,7 @@ fn one_backend_may_have_authorities_of_its_own() {
     let backends = Backends::read(None, true, own.into_iter()).unwrap();
     let with = |ca: Option<&Path>| {
         let wanted = BackendTls { name: Some("a.example".into()), ca: ca.map(Arc::from) };
-        outcome(&backends.client(&wanted, AT, false))
+        outcome(&backends.client(&wanted, AT, BackendSpeech::Anything))
     };
     let unknown = Err(Fault::Distrusted(Distrust::UnknownAuthority));
     assert_eq!([with(None), with(Some(missing)), with(Some(own[0]))], [unknown, unknown, Ok(())]);
@@ -123,7 +123,7 @@ fn a_session_is_taken_up_with_the_same_backend_by_the_same_name_and_terms_alone(
     let authorities = Authorities::new("memory", pem);
     let backends = authorities.read(true);
     let wanted = BackendTls { name: Some("a.example".into()), ca: None };
-    let client = backends.client(&wanted, AT, false);
+    let client = backends.client(&wanted, AT, BackendSpeech::Anything);
     let mut memory = Memory::default();
     let mut is_resumed = |backend: u32, client: &Client| {
         let mut ours = memory.recall(backend, client).begin().unwrap();
@@ -133,9 +133,9 @@ fn a_session_is_taken_up_with_the_same_backend_by_the_same_name_and_terms_alone(
     assert_eq!(is_resumed(1, &client), Ok(false));
     assert_eq!(is_resumed(1, &client), Ok(true));
     assert_eq!(is_resumed(2, &client), Ok(false), "another backend of the same name");
-    let by_address = backends.client(&BackendTls::default(), AT, false);
+    let by_address = backends.client(&BackendTls::default(), AT, BackendSpeech::Anything);
     assert!(is_resumed(1, &by_address).is_err(), "it is verified by its other name");
-    let reloaded = authorities.read(true).client(&wanted, AT, false);
+    let reloaded = authorities.read(true).client(&wanted, AT, BackendSpeech::Anything);
     assert_eq!(is_resumed(1, &reloaded), Ok(false), "by other terms");
     assert_eq!(is_resumed(1, &reloaded), Ok(true));
     for number in 3..3 + REMEMBERED_MAX as u32 {
@@ -148,8 +148,12 @@ fn a_session_is_taken_up_with_the_same_backend_by_the_same_name_and_terms_alone(
 fn a_backend_is_asked_for_the_protocol_that_its_users_speak() {
     let (_, pem) = identities_and_pem();
     let backends = Authorities::new("alpn", pem).read(true);
-    for (speaks_http, protocols) in [(true, vec![b"http/1.1".to_vec()]), (false, vec![])] {
-        let client = backends.client(&BackendTls::default(), AT, speaks_http);
+    for (speech, protocols) in [
+        (BackendSpeech::Http1, vec![b"http/1.1".to_vec()]),
+        (BackendSpeech::Http2, vec![b"h2".to_vec()]),
+        (BackendSpeech::Anything, vec![]),
+    ] {
+        let client = backends.client(&BackendTls::default(), AT, speech);
         assert_eq!(client.config.alpn_protocols, protocols);
     }
     for (name, is_one) in

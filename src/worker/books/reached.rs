@@ -4,6 +4,7 @@ use nix::errno::Errno;
 
 use super::{Books, Choice};
 use crate::cluster::{Protocol, ServiceId};
+use crate::tls::backends::BackendSpeech;
 use crate::worker::opening::Opening;
 
 impl Books {
@@ -24,8 +25,12 @@ impl Books {
         let found = self.snapshot.service(service).ok_or(Errno::ECONNABORTED)?;
         let backend = found.pool.get(choice.backend).ok_or(Errno::ECONNABORTED)?;
         let tls = backend.tls.as_ref().ok_or(Errno::ECONNABORTED)?;
-        let speaks_http = found.kind == Protocol::Api;
-        let client = self.tls().backends.client(tls, backend.address.ip(), speaks_http);
+        let speech = match (found.kind, choice.http2) {
+            (Protocol::Api, true) => BackendSpeech::Http2,
+            (Protocol::Api, false) => BackendSpeech::Http1,
+            _ => BackendSpeech::Anything,
+        };
+        let client = self.tls().backends.client(tls, backend.address.ip(), speech);
         Ok(Some(Opening { backend: choice.backend.0, client, is_late }))
     }
 }

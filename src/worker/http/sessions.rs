@@ -14,6 +14,7 @@
 //! Users and links keep their places until the kernel has no operation left on their sockets, so that a
 //! completion never meets another user or link.
 
+mod deadlines;
 mod doors;
 mod estate;
 mod heads;
@@ -24,9 +25,10 @@ mod orders;
 mod relief;
 mod still;
 mod streams;
+mod trunks;
 mod turned_away;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -52,6 +54,7 @@ use crate::worker::slots::{Key, Slots};
 use crate::worker::starved::Starved;
 use looks::{Leaving, Looks};
 use streams::{Crossings, StreamOf};
+use trunks::Shared;
 
 /// How often spare connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -131,6 +134,10 @@ pub struct Sessions {
     seated: Vec<Key>,
     /// What passes between connections that carry HTTP/2 and their streams.
     crossings: Crossings,
+    /// Connections to backends that requests share.
+    trunks: HashMap<Member, Vec<Key>>,
+    /// What one of them asks for.
+    wires: Vec<proxy::StreamCmd>,
 }
 
 struct User {
@@ -202,6 +209,8 @@ struct Link {
     /// Its user has logged in on it, or may have.
     login: bool,
     state: State,
+    /// It leads to a stream of a shared connection, and has no socket.
+    stream_of: Option<StreamOf>,
 }
 
 /// A backend, and the service in which it is one.
@@ -235,6 +244,12 @@ enum State {
     },
     /// Waits until its kernel has delivered the rest.
     Leaving(Leaving),
+    /// It is shared by requests whose own links lead to its streams.
+    Trunk(Box<Shared>),
+    /// Will lead to a stream of a shared connection, which is being made.
+    Promised {
+        user: Key,
+    },
 }
 
 impl Sessions {
@@ -270,6 +285,8 @@ impl Sessions {
             wanted: Vec::with_capacity(16),
             seated: Vec::new(),
             crossings: Crossings::default(),
+            trunks: HashMap::new(),
+            wires: Vec::with_capacity(8),
         }
     }
 
@@ -332,8 +349,12 @@ impl Sessions {
     /// The user of whom the backend at the other end of a link is told by a PROXY header, if it wants one.
     /// Asked once the link is established, before [`Sessions::connected`].
     pub fn introduces(&mut self, link: Key) -> Option<(Key, Caller)> {
+        let first = self.first_of_trunk(link);
         let link = self.links.get(link).filter(|link| link.choice.proxy)?;
-        let State::Connecting { user, .. } = link.state else { return None };
+        let user = match link.state {
+            State::Connecting { user, .. } => user,
+            _ => first?,
+        };
         let User { entry: Some(entry), destination, .. } = self.users.get(user)? else {
             return None;
         };
@@ -372,9 +393,8 @@ impl Sessions {
                 *connect = false;
                 self.close_link_if_settled(link, cx);
             }
-            State::Serving { .. } | State::Spare { .. } | State::Leaving(_) => {
-                debug_assert!(false, "a link is connected once");
-            }
+            State::Trunk(_) => self.trunk_tried(link, result, cx),
+            _ => debug_assert!(false, "a link is connected once"),
         }
     }
 
@@ -392,56 +412,6 @@ impl Sessions {
             cx.books.metrics().counters.buffers_exhausted.one();
             self.starve(cx.now, conn);
         }
-    }
-
-    /// Ends what has been still for too long, and drops spare connections nobody can use.
-    pub fn expire(&mut self, cx: &mut Cx<'_>) {
-        if self.live() > 0 || self.kit.has_left_over() {
-            self.kit.refill(self.live(), cx.pool);
-        }
-        while let Some(place) = self.deadlines.pop(cx.now) {
-            let Some(key) = self.users.at(place) else { continue };
-            let Some(user) = self.users.get(key) else { continue };
-            user.scheduled = Now::NEVER;
-            if user.leaving.is_some() {
-                cx.out.push(Cmd::Look { conn: Conn::User(key) });
-                continue;
-            }
-            let due = user.gateway.deadline(&self.settings).is_some_and(|due| due <= cx.now);
-            let at_work = user.gateway.is_sending() || user.gateway.is_tunnel();
-            match (due || user.looks.at <= cx.now, at_work) {
-                (true, true) => self.look(key, cx),
-                (true, false) if due => {
-                    self.act(key, cx, |gateway, context| gateway.expire(context));
-                }
-                (true, false) => {
-                    user.looks.at = Now::NEVER;
-                    self.schedule(key);
-                }
-                (false, _) => self.schedule(key),
-            }
-        }
-        while let Some(place) = self.connects.pop(cx.now) {
-            let Some(link) = self.links.at(place) else { continue };
-            match self.links.get(link).map(|link| &mut link.state) {
-                Some(State::Connecting { timed_out, .. }) => {
-                    // Its completion says ECANCELED, and `connected` goes on from there.
-                    *timed_out = true;
-                    cx.out.push(Cmd::CancelConnect { link });
-                }
-                Some(State::Leaving(_)) => cx.out.push(Cmd::Look { conn: Conn::Link(link) }),
-                _ => {}
-            }
-        }
-        self.sweep(cx);
-    }
-
-    /// When [`Sessions::expire`] or [`Sessions::relieve`] has something to do next.
-    pub fn next_deadline(&self) -> Option<Now> {
-        let sweep = (self.sweep_at != Now::NEVER).then_some(self.sweep_at);
-        let again = self.starved.next_try();
-        let wheels = [self.deadlines.next_deadline(), self.connects.next_deadline()];
-        wheels.into_iter().chain([sweep, again]).flatten().min()
     }
 
     /// Lends a gateway everything it needs, and does what it wants.
@@ -492,6 +462,8 @@ impl Sessions {
                     }
                 }
                 http::GatewayCmd::Unanswered { since } => {
+                    let link = self.users.get(key).and_then(|user| user.link);
+                    self.doubt_trunk(link);
                     if let Some(entry) = self.entry(key) {
                         cx.books.backend_silent(entry, since, cx.now);
                     }
@@ -540,18 +512,8 @@ impl Sessions {
         match (what.side(), link) {
             (Side::Client, _) if stream_of.is_some() => self.pass_down(stream_of, what),
             (Side::Client, _) => cx.out.push(Cmd::Wire { conn: Conn::User(key), what }),
-            (Side::Backend, Some(link)) => cx.out.push(Cmd::Wire { conn: Conn::Link(link), what }),
+            (Side::Backend, Some(link)) => self.wire_link(link, what, cx),
             (Side::Backend, None) => debug_assert!(false, "a gateway uses the link that it has"),
-        }
-    }
-
-    /// Schedules the user's deadline, unless it will be looked at before anyway.
-    fn schedule(&mut self, key: Key) {
-        let Some(user) = self.users.get(key) else { return };
-        let due = user.gateway.deadline(&self.settings).unwrap_or(Now::NEVER).min(user.looks.at);
-        if due < user.scheduled && user.leaving.is_none() {
-            user.scheduled = due;
-            self.deadlines.schedule(key.place, due);
         }
     }
 

@@ -88,7 +88,7 @@ impl Sessions {
         let key = self.place(record, entry, tunnel.map(|(served, _)| served), parcel, cx)?;
         let link = tunnel.map(|(Served { service, backend, .. }, choice)| {
             let (to, state) = (Member { service, backend }, State::Serving { user: key });
-            self.links.put(Link { to, choice, login: false, state })
+            self.links.put(Link { to, choice, login: false, state, stream_of: None })
         });
         self.make_room();
         let Some(user) = self.users.get(key) else { return Ok((key, link)) };

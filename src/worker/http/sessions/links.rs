@@ -42,7 +42,11 @@ impl Sessions {
         let Some(link) = self.links.get(link).filter(|link| link.choice.tls) else {
             return Ok(None);
         };
-        let State::Connecting { timed_out, .. } = link.state else { return Ok(None) };
+        let timed_out = match &link.state {
+            State::Connecting { timed_out, .. } => *timed_out,
+            State::Trunk(shared) => shared.timed_out,
+            _ => return Ok(None),
+        };
         cx.books.opening(link.to.service, link.choice, timed_out)
     }
 
@@ -51,7 +55,11 @@ impl Sessions {
         let Some(user) = self.users.get(key) else { return };
         let Some(link) = user.link else { return };
         let Some(Link { state, .. }) = self.links.get(link) else { return };
-        if let State::Connecting { .. } = state {
+        if let State::Promised { .. } = state {
+            self.links.remove(link);
+            user.link = None;
+            user.entry.iter_mut().for_each(|entry| over(cx.books, entry));
+        } else if let State::Connecting { .. } = state {
             *state = State::Closing { line: Line::new(), connect: true, reset: false };
             user.link = None;
             user.entry.iter_mut().for_each(|entry| over(cx.books, entry));
@@ -105,6 +113,9 @@ impl Sessions {
             return self.refuse(key, why, cx);
         };
         user.tried.push(choice.backend);
+        if choice.http2 {
+            return self.obtain_stream(key, choice, cx);
+        }
         // One that others have used began without a header, or with theirs.
         let since = since.filter(|_| !choice.proxy);
         let to = Member { service, backend: choice.backend };
@@ -176,7 +187,7 @@ impl Sessions {
         let Some(user) = self.users.get(key) else { return };
         let state = State::Connecting { user: key, begun: cx.now, timed_out: false };
         let to = Member { service: user.service, backend: choice.backend };
-        let link = self.links.put(Link { to, choice, login: false, state });
+        let link = self.links.put(Link { to, choice, login: false, state, stream_of: None });
         user.link = Some(link);
         self.make_room();
         let patience = cx.books.timeouts(to.service).connect;
@@ -243,7 +254,10 @@ impl Sessions {
             Some(choice) => {
                 books.metrics().counters.retries.one();
                 user.tried.push(choice.backend);
-                self.connect(key, choice, cx);
+                match choice.http2 {
+                    true => self.obtain_stream(key, choice, cx),
+                    false => self.connect(key, choice, cx),
+                }
             }
             None if self.fall_back(key, cx) => self.follow(key, cx),
             None => {
@@ -298,14 +312,14 @@ impl Sessions {
             return;
         };
         user.entry.iter_mut().for_each(|entry| over(cx.books, entry));
-        let Some(Link { to, choice, login, .. }) = self.links.get(link) else { return };
-        let (to, proxy) = (*to, choice.proxy);
+        let Some(Link { to, choice, login, stream_of, .. }) = self.links.get(link) else { return };
+        let (to, proxy, is_stream) = (*to, choice.proxy, stream_of.is_some());
         *login = private;
         let serves = match private {
             true => may_go_on(cx.books, to),
             false => is_serving(cx.books, to),
         };
-        let Some(keep) = keep.filter(|_| !self.draining && serves) else {
+        let Some(keep) = keep.filter(|_| !self.draining && serves && !is_stream) else {
             return self.close_link(link, line, reset, cx);
         };
         let owner = (private || proxy).then_some(key);
@@ -377,7 +391,8 @@ impl Sessions {
                 line.settle(event, cx.pool);
                 self.close_link_if_settled(key, cx);
             }
-            State::Connecting { .. } | State::Leaving(_) => {
+            State::Trunk(_) => self.happened_on_trunk(key, event, cx),
+            State::Connecting { .. } | State::Leaving(_) | State::Promised { .. } => {
                 debug_assert!(false, "nothing is in flight on such a link");
             }
         }
@@ -404,20 +419,24 @@ impl Sessions {
     }
 
     fn close_link(&mut self, link: Key, mut line: Line, reset: bool, cx: &mut Cx<'_>) {
-        line.stop(Side::Backend, &mut |what| {
-            cx.out.push(Cmd::Wire { conn: Conn::Link(link), what });
-        });
+        let mut wires = std::mem::take(&mut self.wires);
+        line.stop(Side::Backend, &mut |what| wires.push(what));
         if let Some(Link { state, .. }) = self.links.get(link) {
             *state = State::Closing { line, connect: false, reset };
         }
+        wires.drain(..).for_each(|what| self.wire_link(link, what, cx));
+        self.wires = wires;
         self.close_link_if_settled(link, cx);
     }
 
     pub(super) fn close_link_if_settled(&mut self, link: Key, cx: &mut Cx<'_>) {
-        let Some(Link { to, state, .. }) = self.links.get(link) else { return };
+        let Some(Link { to, state, stream_of, .. }) = self.links.get(link) else { return };
         if let State::Closing { line, connect: false, reset } = state
             && !line.in_flight()
         {
+            if let Some(stream) = *stream_of {
+                return self.forget_link(link, stream);
+            }
             if *reset {
                 let patience = cx.books.snapshot().request_limits(to.service).body;
                 let mut leaving = Leaving::new(cx.now, true, patience);
@@ -441,7 +460,9 @@ impl Sessions {
         self.version = version;
         self.drop_spares(false, cx);
         self.look_at_spares(cx);
-        let none = self.spares.is_empty() && self.private.is_empty();
+        self.sweep_trunks(self.draining, |cx, to| is_serving(cx.books, to), cx);
+        self.cross(cx);
+        let none = self.spares.is_empty() && self.private.is_empty() && self.trunks.is_empty();
         self.sweep_at = if none { Now::NEVER } else { cx.now.plus(SWEEP_EVERY) };
     }
 
@@ -461,6 +482,7 @@ impl Sessions {
 
     pub(super) fn drop_all_spares(&mut self, cx: &mut Cx<'_>) {
         self.drop_spares(true, cx);
+        self.sweep_trunks(self.draining, |_, _| true, cx);
     }
 
     fn drop_spares(&mut self, all: bool, cx: &mut Cx<'_>) {

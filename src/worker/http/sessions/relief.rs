@@ -36,6 +36,10 @@ impl Sessions {
                     self.drop_spare(link, cx);
                     return false;
                 }
+                Some(Link { state: State::Trunk(_), .. }) => {
+                    self.feed_trunk(link, cx);
+                    return true;
+                }
                 _ => return false,
             },
         };

@@ -11,9 +11,28 @@ use crate::worker::slots::Key;
 /// Something on its way from one gateway to another.
 pub(super) enum Crossing {
     /// From the connection of a user to one of its streams.
-    Up { of: Key, number: u32, news: News },
+    Up {
+        of: Key,
+        number: u32,
+        news: News,
+    },
     /// From one of its streams.
-    Down { of: Key, number: u32, what: StreamCmd },
+    Down {
+        of: Key,
+        number: u32,
+        what: StreamCmd,
+    },
+    /// From a gateway to the shared connection over which its request goes, and back.
+    ToTrunk {
+        of: Key,
+        number: u32,
+        what: StreamCmd,
+    },
+    FromTrunk {
+        of: Key,
+        number: u32,
+        news: News,
+    },
 }
 
 /// What is on its way, and who has to be called when it has arrived.
@@ -22,7 +41,26 @@ pub(super) struct Crossings {
     waiting: std::collections::VecDeque<Crossing>,
     /// Connections that have taken commands of their streams.
     called: Vec<Key>,
+    /// The same of shared connections to backends.
+    trunks: Vec<Key>,
     is_under_way: bool,
+}
+
+impl Crossings {
+    pub fn pass_to_trunk(&mut self, of: Key, number: u32, what: StreamCmd) {
+        self.waiting.push_back(Crossing::ToTrunk { of, number, what });
+    }
+
+    pub fn pass_from_trunk(&mut self, of: Key, number: u32, news: News) {
+        self.waiting.push_back(Crossing::FromTrunk { of, number, news });
+    }
+
+    /// A shared connection is to be called.
+    pub fn call_trunk(&mut self, of: Key) {
+        if !self.trunks.contains(&of) {
+            self.trunks.push(of);
+        }
+    }
 }
 
 /// The stream of a connection that a user is.
@@ -75,14 +113,23 @@ impl Sessions {
                 match crossing {
                     Crossing::Up { of, number, news } => self.tell_stream(of, number, news, cx),
                     Crossing::Down { of, number, what } => {
-                        self.tell_connection(of, number, what, cx)
+                        self.tell_connection(of, number, what, cx);
+                    }
+                    Crossing::ToTrunk { of, number, what } => self.tell_trunk(of, number, what, cx),
+                    Crossing::FromTrunk { of, number, news } => {
+                        self.tell_link(of, number, news, cx)
                     }
                 }
             }
             // Several commands, one call.
-            let Some(of) = self.crossings.called.pop() else { break };
-            if self.users.has(of) {
-                self.act(of, cx, |gateway, context| gateway.thaw(context));
+            if let Some(of) = self.crossings.trunks.pop() {
+                self.call_trunk(of, cx);
+            } else if let Some(of) = self.crossings.called.pop() {
+                if self.users.has(of) {
+                    self.act(of, cx, |gateway, context| gateway.thaw(context));
+                }
+            } else {
+                break;
             }
         }
         self.crossings.is_under_way = false;
@@ -162,6 +209,7 @@ impl Sessions {
 
     /// Whether something is on its way.
     pub(super) fn has_crossings(&self) -> bool {
-        !self.crossings.waiting.is_empty() || !self.crossings.called.is_empty()
+        let Crossings { waiting, called, trunks, .. } = &self.crossings;
+        !(waiting.is_empty() && called.is_empty() && trunks.is_empty())
     }
 }
