@@ -86,7 +86,7 @@ const WHOLE_REQUESTS: &[(&str, u16)] = &[
     ("GET x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
     ("GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
     ("GET / HTTP/3.1\r\nHost: x\r\n\r\n", 505),
-    ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    ("PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n", 505),
     ("CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 501),
     ("TRACE / HTTP/1.1\r\nHost: x\r\n\r\n", 501),
     ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
