@@ -12,11 +12,16 @@ pub enum Taste {
     #[default]
     Text,
     Json,
+    /// None: a call's error is in its fields.
+    Grpc,
 }
 
 impl Taste {
-    /// JSON for whoever names it in `Accept` (RFC 9110 12.5.1), text for everyone else.
+    /// Fields for a call of gRPC, JSON for whoever names it in `Accept` (RFC 9110 12.5.1), text for everyone else.
     pub fn of(fields: &Fields<'_, '_>) -> Taste {
+        if fields.has(Name::ContentType) && fields.values(Name::ContentType).any(is_grpc) {
+            return Taste::Grpc;
+        }
         let named = |element: &[u8]| {
             let mut parts = element.split(|byte| *byte == b';').map(field::trim);
             let range = parts.next().unwrap_or_default();
@@ -30,6 +35,13 @@ impl Taste {
             Taste::Text
         }
     }
+}
+
+/// Whether content is messages of gRPC, in whatever they are encoded; those of gRPC-Web are read by browsers.
+pub fn is_grpc(content_type: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    content_type.get(..GRPC.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(GRPC))
+        && matches!(content_type.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
 }
 
 /// A weight of zero: "not this".
@@ -49,6 +61,8 @@ pub struct Answer<'a> {
     /// Finds the request in the log.
     pub id: &'a str,
     pub taste: Taste,
+    /// It is refused because as much is served as may be.
+    pub is_full: bool,
     /// The connection ends after it.
     pub close: bool,
     /// The request was `HEAD`: the answer states the length of a body that it does not carry.
@@ -68,6 +82,7 @@ pub fn put(out: &mut Vec<u8>, answer: &Answer<'_>) {
     let (status, phrase) = (&digits[..], phrase(answer.status).as_bytes());
     let (detail, id) = (answer.detail.as_bytes(), answer.id.as_bytes());
     let (kind, body): (&[u8], _) = match answer.taste {
+        Taste::Grpc => return put_grpc(out, answer),
         Taste::Text => (
             b"text/plain; charset=utf-8",
             [&b""[..], status, b" ", phrase, b": ", detail, b" (request ", id, b")\n"],
@@ -90,6 +105,45 @@ pub fn put(out: &mut Vec<u8>, answer: &Answer<'_>) {
     put_head(out, answer, kind, body.iter().map(|part| part.len() as u64).sum());
     if !answer.to_head_request {
         body.iter().for_each(|part| out.extend_from_slice(part));
+    }
+}
+
+/// Writes the answer to a call that has failed, which has nothing but a head (`Trailers-Only`, gRPC over HTTP2). A
+/// client reads these two fields, and takes the status for the transport's.
+fn put_grpc(out: &mut Vec<u8>, answer: &Answer<'_>) {
+    write::put_status(out, 200, phrase(200));
+    for part in [&b"Date: "[..], answer.date.text(), b"\r\nContent-Type: application/grpc\r\n"] {
+        out.extend_from_slice(part);
+    }
+    out.extend_from_slice(b"Grpc-Status: ");
+    write::put_number(out, u64::from(grpc_status(answer)));
+    let (detail, id) = (answer.detail.as_bytes(), answer.id.as_bytes());
+    for part in [&b"\r\nGrpc-Message: "[..], detail, b" (request ", id, b")\r\n"] {
+        out.extend_from_slice(part);
+    }
+    write::put_framing(out, Framing::Length(0));
+    write::put_id(out, answer.request_id);
+    if answer.close {
+        out.extend_from_slice(b"Connection: close\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The code for what a client of HTTP is told by a status (gRPC's "HTTP to gRPC Status Code Mapping"), and for
+/// fullness, which that does not know.
+const fn grpc_status(answer: &Answer<'_>) -> u8 {
+    const PERMISSION_DENIED: u8 = 7;
+    const RESOURCE_EXHAUSTED: u8 = 8;
+    const UNIMPLEMENTED: u8 = 12;
+    const INTERNAL: u8 = 13;
+    const UNAVAILABLE: u8 = 14;
+    match answer.status {
+        _ if answer.is_full => RESOURCE_EXHAUSTED,
+        413 | 414 | 431 => RESOURCE_EXHAUSTED,
+        403 => PERMISSION_DENIED,
+        404 | 501 => UNIMPLEMENTED,
+        400..=499 => INTERNAL,
+        _ => UNAVAILABLE,
     }
 }
 
@@ -194,10 +248,34 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_call_is_told_in_its_own_words() {
+        for (kind, wanted) in [
+            ("application/grpc", Taste::Grpc),
+            ("application/grpc+proto", Taste::Grpc),
+            ("Application/GRPC; a=b", Taste::Grpc),
+            ("application/grpc-web", Taste::Text),
+            ("application/grp", Taste::Text),
+        ] {
+            assert_eq!(taste(&format!("Content-Type: {kind}\r\n")), wanted, "{kind}");
+        }
+        for (status, is_full, code) in
+            [(503, false, 14), (503, true, 8), (404, false, 12), (403, false, 7), (413, false, 8)]
+        {
+            let text = written(|answer| {
+                (answer.status, answer.is_full, answer.taste) = (status, is_full, Taste::Grpc);
+            });
+            assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+            assert!(text.contains(&format!("\r\nGrpc-Status: {code}\r\nGrpc-Message: ")), "{text}");
+            assert!(text.ends_with("\r\n\r\n") && text.contains("Content-Length: 0\r\n"), "{text}");
+        }
+    }
+
     fn written(change: impl FnOnce(&mut Answer<'_>)) -> String {
         let date = Date::at(0);
         let mut answer = Answer {
             status: 503,
+            is_full: false,
             detail: "no backend is registered",
             id: "0-1-2-3",
             taste: Taste::Text,

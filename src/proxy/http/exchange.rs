@@ -79,6 +79,8 @@ pub struct Exchange {
     pub to_head_request: bool,
     pub idempotent: bool,
     pub taste: Taste,
+    /// As much is served as may be.
+    pub is_full: bool,
     /// The protocols that the backend was offered to switch to; empty for none.
     pub offers: Vec<u8>,
     /// The user may be waiting for 100 (Continue), and none has been sent yet.
@@ -151,6 +153,7 @@ impl Exchange {
             to_head_request: false,
             idempotent: false,
             taste: Taste::Text,
+            is_full: false,
             offers: Vec::new(),
             expects_continue: false,
             continued: false,

@@ -30,6 +30,7 @@ impl Gateway {
     pub fn refused(&mut self, why: Refused, backend: Option<BackendId>, cx: &mut Context<'_>) {
         debug_assert!(self.wants_backend(), "only who asked can be refused");
         self.exchange.backend = backend.or(self.exchange.backend);
+        self.exchange.is_full = why.is_for_want_of_room();
         let (status, detail) = why.answer();
         self.answer_ourselves(status, detail, cx);
         self.advance(cx);

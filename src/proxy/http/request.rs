@@ -204,7 +204,7 @@ impl Gateway {
         if let Some(why) = self.refuses
             && self.exchange.status == 0
         {
-            self.exchange.close = true;
+            (self.exchange.close, self.exchange.is_full) = (true, true);
             return self.answer_ourselves(503, why, cx);
         }
         if !matches!(self.exchange.answer, Answer::Obtaining) {

@@ -290,6 +290,7 @@ impl Gateway {
                 detail,
                 id: name,
                 taste: exchange.taste,
+                is_full: exchange.is_full,
                 close,
                 to_head_request: exchange.to_head_request,
                 request_id: exchange.id(),

@@ -12,6 +12,15 @@ use crate::cluster::{Barrier, Doorway};
 use crate::session::{EndReason, SessionId};
 
 impl Refused {
+    /// Whether there would be a backend if there were room.
+    pub(super) const fn is_for_want_of_room(self) -> bool {
+        match self {
+            Refused::Barred(Barrier::Users) => false,
+            Refused::Barred(_) | Refused::Exhausted => true,
+            _ => false,
+        }
+    }
+
     /// The status and the reason in the answer to a request without a backend.
     pub(super) const fn answer(self) -> (u16, &'static str) {
         match self {
