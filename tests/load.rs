@@ -32,6 +32,7 @@ fn load(protocol: Protocol, to: SocketAddr) -> Load {
         threads: 1,
         patience: Duration::from_secs(5),
         request: None,
+        streams: None,
         tls: None,
         watch: Some(std::process::id()),
     }

@@ -280,6 +280,13 @@ fn what_cannot_be_run_is_one_sentence_and_exit_code_2() {
         (vec!["--expect", "resumed>0"], "give --tls"),
         (vec!["--tls", "--protocol", "udp"], "TLS is for TCP and API"),
         (vec!["--insecure"], "--tls"),
+        (vec!["--protocol", "api", "--http2"], "--to"),
+        (vec!["--to", nobody.as_str(), "--http2"], "HTTP/2 is for API"),
+        (vec!["--to", nobody.as_str(), "--streams", "2"], "--http2"),
+        (
+            vec!["--to", nobody.as_str(), "--protocol", "api", "--http2", "--streams", "0"],
+            "1 to 1000",
+        ),
         (vec!["--protocol", "api", "--path", "no slash", "--to", nobody.as_str()], "valid request"),
         (vec!["plot", "no-such-file.json", "-o", "x.svg"], "no-such-file.json"),
     ] {

@@ -13,7 +13,7 @@ use lb::load::handshakes::Reason;
 use lb::load::tally::RequestFailure;
 use lb::load::web::{Payload, Request};
 use lb::load::{Load, Outcome, Progress, Shape, run};
-use lb::tls::client::{Group, Terms, Trust, Wishes};
+use lb::tls::client::{Alpn, Group, Terms, Trust, Wishes};
 use rustls::crypto::aws_lc_rs;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
@@ -81,12 +81,12 @@ fn wishes(server: &Server) -> Wishes {
         trust: Trust::File(server.ca.clone()),
         resumes: false,
         group: None,
-        speaks_http: false,
+        alpn: None,
     }
 }
 
 fn load(server: &Server, wishes: &Wishes) -> Load {
-    let is_api = wishes.speaks_http;
+    let is_api = wishes.alpn.is_some();
     let request = || Request::new("GET", "/", "a.example", &[], Payload::None).unwrap();
     Load {
         protocol: if is_api { Protocol::Api } else { Protocol::Tcp },
@@ -102,6 +102,7 @@ fn load(server: &Server, wishes: &Wishes) -> Load {
         threads: 1,
         patience: Duration::from_secs(5),
         request: is_api.then(|| Arc::new(request())),
+        streams: None,
         tls: Some(Terms::new(wishes).unwrap()),
         watch: None,
     }
@@ -283,7 +284,7 @@ fn a_response_that_ends_with_its_connection_must_be_ended_by_tls() {
         (&cut, Some(RequestFailure::Closed)),
         (&garbled, Some(RequestFailure::Corrupt)),
     ] {
-        let load = load(server, &Wishes { speaks_http: true, ..wishes(server) });
+        let load = load(server, &Wishes { alpn: Some(Alpn::Http1), ..wishes(server) });
         let tally = outcome(&load).unwrap().tally;
         match failure {
             None => {

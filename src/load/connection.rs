@@ -17,6 +17,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::client::{Exchange, Flow, Stream};
+use super::http2::Http2;
 use super::tally::{Home, RequestFailure};
 use super::web::Web;
 use crate::base::time::Now;
@@ -58,6 +59,7 @@ pub enum Talk {
     Flow(Flow),
     Stream(Stream),
     Web(Web),
+    Http2(Box<Http2>),
 }
 
 pub struct Connection {
@@ -118,7 +120,16 @@ impl Connection {
                 Talk::Flow(flow) => flow.unanswered() > 0,
                 Talk::Stream(_) => true,
                 Talk::Web(web) => web.waiting(),
+                Talk::Http2(http2) => http2.in_flight() > 0,
             }
+    }
+
+    /// How many requests are lost with the connection, as far as they are known one by one.
+    pub fn unanswered(&self) -> u64 {
+        match &self.talk {
+            Talk::Http2(http2) if self.phase == Phase::Up => http2.in_flight() as u64,
+            _ => u64::from(self.waiting()),
+        }
     }
 
     /// Whether it makes one request at a time and awaits nothing but its reply.

@@ -5,7 +5,7 @@
 //! | question | place |
 //! |---|---|
 //! | when is a request due? | [`plan`] |
-//! | what is sent, and is this its reply? | [`message`], [`client`], [`web`] |
+//! | what is sent, and is this its reply? | [`message`], [`client`], [`web`], [`http2`] |
 //! | who connects, sends, receives? | [`driver`], over `connection` |
 //! | what came out, and is it good enough? | [`tally`], [`report`], [`expect`], [`plot`], [`units`] |
 //! | who answers when nobody else is there? | [`echo`] |
@@ -17,6 +17,7 @@ pub mod driver;
 pub mod echo;
 pub mod expect;
 pub mod handshakes;
+pub mod http2;
 mod latencies;
 pub mod message;
 pub mod plan;
@@ -84,6 +85,8 @@ pub struct Load {
     pub patience: Duration,
     /// What API users ask for.
     pub request: Option<Arc<web::Request>>,
+    /// They ask in HTTP/2, with this many requests in flight on a connection; `None`: in HTTP/1.1.
+    pub streams: Option<usize>,
     /// Connections are made under TLS, as agreed here.
     pub tls: Option<tls::client::Terms>,
     /// A process whose CPU time is read at both ends of the measured window.
@@ -166,11 +169,10 @@ impl Load {
             let most = driver::SEGMENT_BYTES_MAX;
             return Err(format!("segmented sends are for datagrams of at most {most} bytes"));
         }
-        if self.connections.saturating_mul(self.window).saturating_mul(self.request_bytes())
-            > LOAD_BYTES_MAX
-        {
+        if self.connections.saturating_mul(self.bytes_under_way()) > LOAD_BYTES_MAX {
+            let many = if self.streams.is_some() { "streams" } else { "window" };
             return Err(format!(
-                "connections x window x size is more than {} MiB under way; lower one of them",
+                "connections x {many} x size is more than {} MiB under way; lower one of them",
                 LOAD_BYTES_MAX >> 20
             ));
         }
@@ -189,7 +191,30 @@ impl Load {
         if self.tls.is_some() && self.protocol == Protocol::Udp {
             return Err("TLS is for TCP and API".to_owned());
         }
-        Ok(())
+        self.check_http2()
+    }
+
+    fn check_http2(&self) -> Result<(), String> {
+        let Some(streams) = self.streams else { return Ok(()) };
+        let Some(request) = &self.request else { return Err("HTTP/2 is for API".to_owned()) };
+        if !(1..=http2::STREAMS_MAX).contains(&streams) {
+            let most = http2::STREAMS_MAX;
+            return Err(format!("a connection has 1 to {most} requests in flight here"));
+        }
+        if self.shape == Shape::Churn && streams > 1 {
+            return Err("churn makes one request on a connection; leave out the streams".to_owned());
+        }
+        http2::Template::new(request, self.tls.is_some()).map(|_| ())
+    }
+
+    /// Bytes that a connection holds at most of the requests in flight on it.
+    fn bytes_under_way(&self) -> usize {
+        match self.streams {
+            None => self.window.saturating_mul(self.request_bytes()),
+            Some(streams) => {
+                streams.saturating_mul(self.request_bytes().min(http2::STREAM_SEND_BYTES_MAX))
+            }
+        }
     }
 }
 

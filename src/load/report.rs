@@ -1,6 +1,7 @@
 //! A run as others read it: JSON for machines, a table and a drawing for people, `.hgrm` for the
 //! usual plotters. Owns the names in the JSON; only formats, measures nothing.
 
+mod notes;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,10 @@ pub struct Report {
     pub window: usize,
     /// Datagrams were sent and received several as one.
     pub gso: bool,
+    /// The most requests in flight on a connection of HTTP/2, and at most how many the server permitted;
+    /// `null` if none was spoken.
+    pub streams: Option<usize>,
+    pub streams_permitted: Option<usize>,
     pub threads: usize,
     /// The planned requests per second; `null` in a closed loop.
     pub rate_planned: Option<u64>,
@@ -145,6 +150,8 @@ impl Report {
             size_bytes: load.request_bytes(),
             window: load.window,
             gso: load.gso,
+            streams: load.streams,
+            streams_permitted: tally.streams_permitted,
             threads: load.threads,
             rate_planned: load.rate,
             seconds,
@@ -187,25 +194,6 @@ impl Report {
 
     fn throughput(&self) -> String {
         units::throughput(per_second(self.bytes(), self.seconds))
-    }
-
-    /// What was agreed on under TLS.
-    pub fn tls_note(&self) -> Option<String> {
-        let agreed = self.tls.as_ref()?.agreed.as_ref()?;
-        Some(format!("Agreed with the server: {agreed}."))
-    }
-
-    /// What the figures of a closed loop mean: each connection asks again as soon as it is answered,
-    /// so that the service never rests.
-    pub fn loop_note(&self) -> Option<String> {
-        (self.rate_planned.is_none() && !self.is_bulk()).then(|| {
-            let half = (self.requests_per_second / 2.0).round().max(1.0);
-            format!(
-                "Measured at saturation: without a rate, every connection asks again as soon as it \
-                 is answered. For latencies at a load of your choice, add --rate, such as \
-                 --rate {half:.0}."
-            )
-        })
     }
 
     /// Whether the run moved endless content, so that bytes count and not requests.
@@ -450,6 +438,7 @@ pub(super) mod tests {
             threads: 1,
             patience: Duration::from_secs(1),
             request: None,
+            streams: None,
             tls: None,
             watch: None,
         }
@@ -546,19 +535,6 @@ pub(super) mod tests {
                 assert!(!text.contains(word), "{text}");
             }
         }
-    }
-
-    #[test]
-    fn only_a_closed_loop_is_said_to_measure_saturation() {
-        let closed = report("", 1);
-        let note = closed.loop_note().unwrap();
-        assert!(
-            note.starts_with("Measured at saturation") && note.ends_with("--rate 250."),
-            "{note}"
-        );
-        let planned = Report { rate_planned: Some(1), ..closed.clone() };
-        let bulk = Report { shape: "bulk down".to_owned(), ..closed };
-        assert_eq!((planned.loop_note(), bulk.loop_note()), (None, None));
     }
 
     #[test]

@@ -38,14 +38,20 @@ pub enum RequestFailure {
     Moved,
     /// An HTTP status of 400 and above.
     Status,
-    /// A response that is not HTTP/1.1.
+    /// A response that is not HTTP.
     Malformed,
     /// The TLS handshake failed; why is counted beside it.
     Tls,
+    /// A request that the server refused to begin (HTTP/2's REFUSED_STREAM).
+    StreamRefused,
+    /// A request that the server broke off, and not the connection (RST_STREAM).
+    StreamReset,
+    /// A request left out, or cut off, as the server gave up the connection (GOAWAY).
+    GoAway,
 }
 
 impl RequestFailure {
-    pub const ALL: [RequestFailure; 15] = [
+    pub const ALL: [RequestFailure; 18] = [
         RequestFailure::Refused,
         RequestFailure::Unreachable,
         RequestFailure::Reset,
@@ -61,6 +67,9 @@ impl RequestFailure {
         RequestFailure::Status,
         RequestFailure::Malformed,
         RequestFailure::Tls,
+        RequestFailure::StreamRefused,
+        RequestFailure::StreamReset,
+        RequestFailure::GoAway,
     ];
 
     /// The name in reports and in `--expect`.
@@ -81,6 +90,9 @@ impl RequestFailure {
             RequestFailure::Status => "status",
             RequestFailure::Malformed => "malformed",
             RequestFailure::Tls => "tls",
+            RequestFailure::StreamRefused => "stream_refused",
+            RequestFailure::StreamReset => "stream_reset",
+            RequestFailure::GoAway => "goaway",
         }
     }
 }
@@ -127,6 +139,8 @@ pub struct Tally {
     pub sessions_moved: u64,
     /// Of connections under TLS.
     pub handshakes: Handshakes,
+    /// The fewest requests at a time that an HTTP/2 server has permitted on a connection.
+    pub streams_permitted: Option<usize>,
 }
 
 impl Default for Tally {
@@ -149,6 +163,7 @@ impl Tally {
             sessions_known: 0,
             sessions_moved: 0,
             handshakes: Handshakes::default(),
+            streams_permitted: None,
         }
     }
 
@@ -169,6 +184,11 @@ impl Tally {
             share.sessions += 1;
             share.requests += 1;
         }
+    }
+
+    /// Notes how many requests at a time a server permits.
+    pub fn permitted(&mut self, streams: usize) {
+        self.streams_permitted = Some(self.streams_permitted.map_or(streams, |it| it.min(streams)));
     }
 
     pub fn lagged(&mut self, by: Duration) {
@@ -210,6 +230,7 @@ impl Tally {
         self.sessions_known += other.sessions_known;
         self.sessions_moved += other.sessions_moved;
         self.handshakes.merge(&other.handshakes);
+        other.streams_permitted.into_iter().for_each(|streams| self.permitted(streams));
     }
 
     /// The percentage of the known sessions that stayed on one backend; `None` if no reply named
@@ -302,11 +323,12 @@ mod tests {
             tally.answered(Duration::from_micros(100 * thread));
             tally.fault(RequestFailure::Lost);
             tally.bytes_sent = 64 * thread;
+            tally.permitted(100 * thread as usize);
             Home::default().answered_by(thread as u32, &mut tally);
             all.merge(&tally);
         }
         assert_eq!((all.requests, all.bytes_sent, all.errors()), (2, 192, 2));
-        assert_eq!(all.latency.len(), 2);
+        assert_eq!((all.latency.len(), all.streams_permitted), (2, Some(100)));
         assert_eq!((all.sessions_known, all.spread()), (2, Some(0)));
     }
 

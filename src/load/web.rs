@@ -116,9 +116,19 @@ impl Request {
 
     /// Appends the head of one request.
     pub fn write_head(&self, connection: u32, sequence: u64, into: &mut Vec<u8>) {
-        use std::io::Write;
         into.extend_from_slice(&self.before);
-        write!(into, "{connection:08x}-{sequence:016x}\r\n\r\n").expect("memory takes all bytes");
+        write_identity(connection, sequence, into);
+        into.extend_from_slice(b"\r\n\r\n");
+    }
+
+    /// Whether a backend of ours may answer with these `bytes` at `position` of the body.
+    pub fn allows(&self, content: &Content, position: u64, bytes: &[u8]) -> bool {
+        self.expected.allows(content, position, bytes)
+    }
+
+    /// Whether a body of `count` bytes is all that a backend of ours has to answer.
+    pub fn is_whole(&self, count: u64) -> bool {
+        self.expected.is_whole(count)
     }
 
     /// Length of the whole request in bytes.
@@ -130,6 +140,34 @@ impl Request {
     pub fn is_empty(&self) -> bool {
         false
     }
+}
+
+/// Appends what says whose request it is.
+pub fn write_identity(connection: u32, sequence: u64, into: &mut Vec<u8>) {
+    use std::io::Write;
+    write!(into, "{connection:08x}-{sequence:016x}").expect("memory takes all bytes");
+}
+
+/// Whether a response with this identity belongs to that request.
+pub fn check_identity(value: &[u8], connection: u32, sequence: u64) -> Result<(), RequestFailure> {
+    let number =
+        |digits: Option<&[u8]>| u64::from_str_radix(std::str::from_utf8(digits?).ok()?, 16).ok();
+    match (number(value.get(..8)), number(value.get(9..))) {
+        (Some(other), Some(number)) if other == u64::from(connection) => {
+            match number.cmp(&sequence) {
+                std::cmp::Ordering::Less => Err(RequestFailure::Duplicated),
+                std::cmp::Ordering::Equal => Ok(()),
+                std::cmp::Ordering::Greater => Err(RequestFailure::Corrupt),
+            }
+        }
+        (Some(_), Some(_)) => Err(RequestFailure::WrongClient),
+        _ => Err(RequestFailure::Corrupt),
+    }
+}
+
+/// Who says so in [`BACKEND`]; zero if it is no number.
+pub fn backend(value: &[u8]) -> u32 {
+    std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 impl Expected {
@@ -309,35 +347,13 @@ impl Web {
             || head.version == crate::http::Version::Http10 && !head.connection.keep_alive;
         for (_, field) in head.fields.iter() {
             if field.name.eq_ignore_ascii_case(IDENTITY) {
-                self.check_identity(field.value)?;
+                check_identity(field.value, self.connection, self.sequence)?;
             } else if field.name.eq_ignore_ascii_case(BACKEND) {
-                self.response.backend = std::str::from_utf8(field.value)
-                    .ok()
-                    .and_then(|text| text.parse().ok())
-                    .unwrap_or(0);
+                self.response.backend = backend(field.value);
             }
         }
         self.state = State::Body(Body::new(framing, false, u64::MAX));
         Ok(Some(head.length))
-    }
-
-    /// Whether the response says that it belongs to the request.
-    fn check_identity(&self, value: &[u8]) -> Result<(), RequestFailure> {
-        let number = |digits: Option<&[u8]>| {
-            u64::from_str_radix(std::str::from_utf8(digits?).ok()?, 16).ok()
-        };
-        let (connection, sequence) = (number(value.get(..8)), number(value.get(9..)));
-        match (connection, sequence) {
-            (Some(connection), Some(sequence)) if connection == u64::from(self.connection) => {
-                match sequence.cmp(&self.sequence) {
-                    std::cmp::Ordering::Less => Err(RequestFailure::Duplicated),
-                    std::cmp::Ordering::Equal => Ok(()),
-                    std::cmp::Ordering::Greater => Err(RequestFailure::Corrupt),
-                }
-            }
-            (Some(_), Some(_)) => Err(RequestFailure::WrongClient),
-            _ => Err(RequestFailure::Corrupt),
-        }
     }
 
     /// Takes bytes of a body; returns how many belonged to it.
@@ -349,9 +365,7 @@ impl Web {
     ) -> Result<usize, RequestFailure> {
         let State::Body(body) = &mut self.state else { return Ok(0) };
         let check = self.response.backend != 0 && self.response.status < 300;
-        let good = |position: u64, bytes: &[u8]| {
-            !check || request.expected.allows(content, position, bytes)
-        };
+        let good = |position: u64, bytes: &[u8]| !check || request.allows(content, position, bytes);
         let (consumed, count, right) = match body {
             Body::Length(left) => {
                 let count = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
@@ -381,7 +395,7 @@ impl Web {
     fn finish(&mut self, request: &Request) -> Result<Response, RequestFailure> {
         self.state = State::Idle;
         let known = self.response.backend != 0 && self.response.status < 300;
-        if known && !request.expected.is_whole(self.position) {
+        if known && !request.is_whole(self.position) {
             return Err(RequestFailure::Corrupt);
         }
         Ok(self.response)

@@ -78,8 +78,25 @@ pub struct Wishes {
     pub resumes: bool,
     /// The only group that is offered; `None`: all, with X25519MLKEM768 first.
     pub group: Option<Group>,
-    /// It speaks HTTP/1.1, and says so (ALPN).
-    pub speaks_http: bool,
+    /// What is spoken under TLS, if it is said (ALPN).
+    pub alpn: Option<Alpn>,
+}
+
+/// A protocol under TLS (RFC 7301).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Alpn {
+    Http1,
+    Http2,
+}
+
+impl Alpn {
+    /// The name in IANA's registry of protocol IDs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Alpn::Http1 => "http/1.1",
+            Alpn::Http2 => "h2",
+        }
+    }
 }
 
 /// The same, ready to connect with. Tickets are shared by all connections of one value and its clones.
@@ -107,9 +124,8 @@ impl Terms {
             }
         };
         let mut config = builder.with_no_client_auth();
-        if wishes.speaks_http {
-            config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        }
+        config.alpn_protocols =
+            wishes.alpn.iter().map(|alpn| alpn.name().as_bytes().to_vec()).collect();
         config.resumption = match wishes.resumes {
             true => Resumption::store(Arc::new(Sessions::default())),
             false => Resumption::disabled(),
@@ -283,6 +299,11 @@ impl Client {
     /// Whether the server has ended the connection in the way of TLS.
     pub fn has_ended(&self) -> bool {
         self.ended
+    }
+
+    /// Whether the server has said that it speaks this.
+    pub fn has_agreed_on(&self, alpn: Alpn) -> bool {
+        self.connection.alpn_protocol() == Some(alpn.name().as_bytes())
     }
 
     /// Whether keys of an earlier connection were used again.

@@ -29,7 +29,7 @@ use crate::load::plot::{self, Curve};
 use crate::load::report::{self, Report};
 use crate::load::web::{Payload, Request};
 use crate::load::{self, Load, Outcome, Progress, Shape, echo, process, units};
-use crate::tls::client::Terms;
+use crate::tls::client::{Alpn, Terms};
 use crate::tls::demo::Made;
 
 /// How often the live line is rewritten.
@@ -141,6 +141,13 @@ struct Run {
     bulk: Option<Direction>,
     #[command(flatten)]
     tls: tls::Flags,
+    /// Speak HTTP/2 as an API user: in the clear by prior knowledge, under --tls by ALPN.
+    #[arg(long, requires = "to")]
+    http2: bool,
+    /// Requests in flight on each connection of HTTP/2, or as many as the server permits if those are
+    /// fewer. With 1, connections are as busy as those of HTTP/1.1.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "http2")]
+    streams: usize,
     /// The path that API users ask for.
     #[arg(long, value_name = "PATH", default_value = "/")]
     path: String,
@@ -220,7 +227,7 @@ fn measure(run: &Run) -> Result<ExitCode, Failure> {
 
 /// Measures what is already running.
 fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Failure> {
-    let terms = run.tls.terms(to, run.protocol == Protocol::Api)?;
+    let terms = run.tls.terms(to, run.alpn())?;
     let mut load = run.load(resolve(to)?, terms)?;
     load.watch = run.watch.or_else(|| process::listener(load.protocol, load.to));
     afford(load.descriptors())?;
@@ -231,8 +238,9 @@ fn measure_one(run: &Run, to: &str) -> Result<ExitCode, Failure> {
     if !run.quiet {
         print(&report::table(std::slice::from_ref(&report)))?;
         print(&format!("\n{}", report::drawing(&outcome.tally.latency)))?;
-        print(&report.tls_note().map_or_else(String::new, |note| format!("\n{note}\n")))?;
-        print(&report.loop_note().map_or_else(String::new, |note| format!("\n{note}\n")))?;
+        for note in [report.http2_note(), report.tls_note(), report.loop_note()] {
+            print(&note.map_or_else(String::new, |note| format!("\n{note}\n")))?;
+        }
     }
     run.verdict(&[(&report, &outcome)])
 }
@@ -243,7 +251,7 @@ fn measure_own(run: &Run) -> Result<ExitCode, Failure> {
     let certificate = run.tls.is_on().then(Made::new).transpose();
     let certificate = certificate.map_err(|error| format!("no certificate: {error}"))?;
     let files = certificate.as_ref().map(|made| &made.files);
-    let terms = files.map(|files| run.tls.own_terms(files, run.protocol == Protocol::Api));
+    let terms = files.map(|files| run.tls.own_terms(files, run.alpn()));
     // Faulty flags are told before anything is started; the address is not known yet.
     let load = run.load(SocketAddr::from(([127, 0, 0, 1], 0)), terms.transpose()?.flatten())?;
     afford(load.descriptors() + Own::descriptors(run.protocol, backends, run.connections))?;
@@ -292,12 +300,19 @@ impl Run {
             threads: self.threads,
             patience: self.timeout,
             request: self.request()?,
+            streams: self.http2.then_some(self.streams),
             tls,
             watch: self.watch,
         };
         load.check()?;
         self.expect.iter().try_for_each(|expectation| expectation.check(&load))?;
         Ok(load)
+    }
+
+    /// What is said of it under TLS.
+    fn alpn(&self) -> Option<Alpn> {
+        let spoken = if self.http2 { Alpn::Http2 } else { Alpn::Http1 };
+        (self.protocol == Protocol::Api).then_some(spoken)
     }
 
     /// Refuses a run that nobody answered. Only its JSON is written, for what reads that: it has no
@@ -325,7 +340,7 @@ impl Run {
         };
         let host = self.tls.name().or(self.to.as_deref()).unwrap_or("localhost");
         let mut header = self.header.clone();
-        if self.churn {
+        if self.churn && !self.http2 {
             header.push("connection: close".to_owned());
         }
         let request = Request::new(&self.method, &self.path, host, &header, payload)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use crate::tls::client::{Group, Terms, Trust, Wishes};
+use crate::tls::client::{Alpn, Group, Terms, Trust, Wishes};
 use crate::tls::keys::Files;
 
 /// TLS with what is measured.
@@ -59,7 +59,7 @@ impl Flags {
     ///
     /// # Errors
     /// One sentence on what cannot be used.
-    pub fn terms(&self, to: &str, speaks_http: bool) -> Result<Option<Terms>, String> {
+    pub fn terms(&self, to: &str, alpn: Option<Alpn>) -> Result<Option<Terms>, String> {
         let host = to.rsplit_once(':').map_or(to, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let trust = match (&self.tls_ca, self.insecure) {
@@ -67,24 +67,29 @@ impl Flags {
             (None, true) => Trust::Anybody,
             (None, false) => Trust::Host,
         };
-        self.agreed(self.name().unwrap_or(host), trust, speaks_http)
+        self.agreed(self.name().unwrap_or(host), trust, alpn)
     }
 
     /// The same for a balancer of one's own, with this certificate.
     ///
     /// # Errors
     /// As [`Flags::terms`].
-    pub fn own_terms(&self, files: &Files, speaks_http: bool) -> Result<Option<Terms>, String> {
+    pub fn own_terms(&self, files: &Files, alpn: Option<Alpn>) -> Result<Option<Terms>, String> {
         let trust = match self.insecure {
             true => Trust::Anybody,
             false => Trust::File(files.certificate.clone()),
         };
-        self.agreed("localhost", trust, speaks_http)
+        self.agreed("localhost", trust, alpn)
     }
 
-    fn agreed(&self, name: &str, trust: Trust, speaks_http: bool) -> Result<Option<Terms>, String> {
+    fn agreed(
+        &self,
+        name: &str,
+        trust: Trust,
+        alpn: Option<Alpn>,
+    ) -> Result<Option<Terms>, String> {
         let (name, resumes, group) = (name.to_owned(), self.tls_resume, self.tls_group);
-        let wishes = Wishes { name, trust, resumes, group, speaks_http };
+        let wishes = Wishes { name, trust, resumes, group, alpn };
         self.tls.then(|| Terms::new(&wishes)).transpose()
     }
 }

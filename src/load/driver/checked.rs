@@ -18,6 +18,8 @@ pub(super) enum Checked {
         backend: u32,
         count: usize,
     },
+    /// So many bytes of HTTP/2, which are read when the connection is driven.
+    Fed(usize),
 }
 
 /// Checks bytes of a stream that were received.
@@ -35,6 +37,10 @@ pub(super) fn check(
         (Talk::Web(web), Some(request)) => {
             let response = web.received(request, content, bytes)?;
             Ok(response.map_or(Checked::Incomplete, Checked::Responded))
+        }
+        (Talk::Http2(http2), _) => {
+            http2.feed(bytes);
+            Ok(Checked::Fed(bytes.len()))
         }
         (Talk::Stream(stream), _) => {
             let count = stream.received(content, bytes)?;

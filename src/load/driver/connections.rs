@@ -59,6 +59,7 @@ impl Driver<'_> {
             Talk::Exchange(exchange) => Talk::Exchange(exchange.anew()),
             Talk::Flow(flow) => Talk::Flow(flow),
             Talk::Web(web) => Talk::Web(web.anew()),
+            Talk::Http2(http2) => Talk::Http2(Box::new(http2.anew())),
         };
         (connection.since, connection.sent) = (self.now, self.now);
         if self.load.protocol == Protocol::Udp {
@@ -86,6 +87,9 @@ impl Driver<'_> {
     pub(super) fn connected(&mut self, slot: u32) {
         let connection = &mut self.connections[slot as usize];
         connection.phase = Phase::Up;
+        if let Talk::Http2(http2) = &mut connection.talk {
+            http2.open();
+        }
         self.receive(slot);
         if let Talk::Stream(stream) = &self.connections[slot as usize].talk {
             let head = stream.opening();
@@ -98,7 +102,8 @@ impl Driver<'_> {
     pub(super) fn receive(&mut self, slot: u32) {
         let connection = &mut self.connections[slot as usize];
         let Some(socket) = socket_of(&connection.socket) else { return };
-        if connection.receiving || !connection.phase.is_open() {
+        let is_full = matches!(&connection.talk, Talk::Http2(http2) if http2.is_full());
+        if connection.receiving || is_full || !connection.phase.is_open() {
             return;
         }
         connection.receiving = true;
@@ -143,7 +148,7 @@ impl Driver<'_> {
     pub(super) fn count_fault(&mut self, slot: u32, fault: RequestFailure) {
         let connection = &mut self.connections[slot as usize];
         if connection.phase != Phase::Closing {
-            self.tally.fault(fault);
+            self.tally.faults[fault as usize] += connection.unanswered().max(1);
             connection.rest_until = self.now.plus(REST);
         }
         self.end(slot);

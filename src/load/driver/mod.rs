@@ -6,6 +6,7 @@ mod checked;
 mod connections;
 mod requests;
 mod secure;
+mod streams;
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,6 +16,7 @@ use nix::errno::Errno;
 
 use super::client::{Exchange, Flow, Stream};
 use super::connection::{Connection, Phase, Talk};
+use super::http2::{Http2, Template};
 use super::message::{Content, PERIOD};
 use super::plan::Plan;
 use super::tally::{RequestFailure, Tally};
@@ -95,6 +97,8 @@ struct Driver<'a> {
     flights: Vec<(u32, Chain)>,
     flights_free: Vec<u32>,
     content: Content,
+    /// What is asked in HTTP/2.
+    template: Option<Template>,
     flood: Chain,
     /// The head of the request being written.
     head: Vec<u8>,
@@ -129,6 +133,8 @@ impl<'a> Driver<'a> {
             .step_by(load.threads)
             .map(|number| Connection::new(talk(load, number as u32)))
             .collect();
+        let template = load.request.as_ref().filter(|_| load.streams.is_some());
+        let template = template.map(|request| Template::new(request, load.tls.is_some()));
         let to_connect = (0..connections.len() as u32).collect();
         Ok(Driver {
             load,
@@ -144,6 +150,7 @@ impl<'a> Driver<'a> {
             flights: Vec::new(),
             flights_free: Vec::new(),
             content,
+            template: template.transpose().map_err(io::Error::other)?,
             flood,
             head: Vec::new(),
             large_replies: load.gso || first_class(load) == Class::Large,
@@ -286,9 +293,7 @@ impl<'a> Driver<'a> {
 
     fn finish(mut self) -> Part {
         for connection in &mut self.connections {
-            if connection.waiting() {
-                self.tally.fault(RequestFailure::TimedOut);
-            }
+            self.tally.faults[RequestFailure::TimedOut as usize] += connection.unanswered();
             connection.home.end(&mut self.tally);
         }
         self.report();
@@ -330,6 +335,7 @@ impl<'a> Driver<'a> {
                         self.next(slot);
                     }
                 }
+                (Talk::Http2(_), Phase::Up) => self.expire_streams(slot),
                 (_, Phase::Connecting) if overdue => self.fault(slot, RequestFailure::Unreachable),
                 (_, Phase::Shaking) if overdue => self.fault(slot, RequestFailure::TimedOut),
                 (Talk::Stream(_), _) => {}
@@ -359,7 +365,10 @@ fn talk(load: &Load, connection: u32) -> Talk {
     match (load.protocol, load.shape) {
         (Protocol::Udp, _) => Talk::Flow(Flow::new(connection, load.size, load.window)),
         (_, Shape::Bulk(kind)) => Talk::Stream(Stream::new(connection, kind)),
-        (Protocol::Api, _) => Talk::Web(Web::new(connection)),
+        (Protocol::Api, _) => match load.streams {
+            Some(streams) => Talk::Http2(Box::new(Http2::new(connection, streams))),
+            None => Talk::Web(Web::new(connection)),
+        },
         _ => Talk::Exchange(Exchange::new(connection, load.size)),
     }
 }

@@ -23,6 +23,9 @@ impl Driver<'_> {
     /// A connection is idle: it makes a request at once, or waits for the plan.
     pub(super) fn next(&mut self, slot: u32) {
         let connection = &mut self.connections[slot as usize];
+        if let Talk::Http2(_) = connection.talk {
+            return self.drive_streams(slot);
+        }
         // The chain of the last request is in use until its send completes, which calls this again.
         let unsent = connection.asks_singly() && connection.sends > 0;
         if !self.asking || unsent {
@@ -53,7 +56,11 @@ impl Driver<'_> {
             let connection = &mut self.connections[slot as usize];
             connection.queued = false;
             let phase = connection.phase;
-            if phase != Phase::Up && self.load.shape != Shape::Churn {
+            let has_room = match &connection.talk {
+                Talk::Http2(http2) => http2.has_room(),
+                _ => phase == Phase::Up,
+            };
+            if !has_room && self.load.shape != Shape::Churn {
                 // It broke while it waited; the next one takes the request.
                 continue;
             }
@@ -74,6 +81,9 @@ impl Driver<'_> {
     /// Makes requests on an open connection: one on a stream, as many as have room on a flow.
     pub(super) fn ask(&mut self, slot: u32, since: Now) {
         let planned = self.plan.is_some();
+        if let Talk::Http2(_) = self.connections[slot as usize].talk {
+            return self.ask_as_planned(slot, since);
+        }
         if !self.has_blocks() {
             return self.put_off(slot);
         }
@@ -105,7 +115,7 @@ impl Driver<'_> {
                     self.next(slot);
                 }
             }
-            Talk::Stream(_) => {}
+            Talk::Stream(_) | Talk::Http2(_) => {}
         }
     }
 
@@ -256,6 +266,9 @@ impl Driver<'_> {
         if connection.phase != Phase::Up {
             return;
         }
+        if let Talk::Http2(_) = connection.talk {
+            return self.drive_streams(slot);
+        }
         if !connection.asks_singly() {
             return self.stream_on(slot, count);
         }
@@ -319,6 +332,7 @@ impl Driver<'_> {
         self.send_sealed(slot);
         let connection = &self.connections[slot as usize];
         let free = match &connection.talk {
+            Talk::Http2(_) => return self.drive_streams(slot),
             Talk::Flow(flow) => flow.has_room(),
             Talk::Stream(_) => false,
             Talk::Exchange(_) | Talk::Web(_) => !connection.waiting(),
@@ -345,6 +359,12 @@ impl Driver<'_> {
             Ok(Checked::Incomplete) => {}
             Ok(Checked::Answered(backend)) => self.answered(slot, backend, self.load.size as u64),
             Ok(Checked::Responded(response)) => self.responded(slot, response),
+            Ok(Checked::Fed(count)) => {
+                if self.measuring {
+                    self.tally.bytes_received += count as u64;
+                }
+                self.drive_streams(slot);
+            }
             Ok(Checked::Streamed { backend, count }) => {
                 let home = &mut self.connections[slot as usize].home;
                 home.answered_by(backend, &mut self.tally);
@@ -437,6 +457,8 @@ impl Driver<'_> {
             },
             // A server may end an idle connection.
             (Talk::Web(_), _) => Ok(()),
+            (Talk::Http2(http2), _) if http2.in_flight() == 0 => Ok(()),
+            (Talk::Http2(http2), _) if http2.is_leaving() => Err(RequestFailure::GoAway),
             _ => Err(RequestFailure::Closed),
         };
         match verdict {

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use super::super::blocks;
 use super::super::connection::{Phase, Secured, Talk, socket_of};
 use super::super::handshakes::Reason;
+use super::super::http2::OUTGOING_BYTES_MAX;
 use super::super::message::{Content, PERIOD};
 use super::super::tally::RequestFailure;
 use super::super::{Load, Shape};
@@ -15,7 +16,7 @@ use super::checked::check;
 use super::{Driver, SEND, tag};
 use crate::ring::pool::{Buf, Chain, Pool};
 use crate::ring::sys;
-use crate::tls::client::{Client, Fault};
+use crate::tls::client::{Alpn, Client, Fault};
 
 /// The most plaintext of a record, and what a record adds to it (RFC 8446 section 5.2).
 const RECORD_BYTES: usize = 16_384;
@@ -28,7 +29,10 @@ pub(super) fn sealed_bytes(plain: usize) -> usize {
 
 /// What a connection sends at once: a request, or a piece of its stream.
 pub(super) fn sent_at_once(load: &Load) -> usize {
-    let plain = load.request_bytes();
+    let plain = match load.streams {
+        None => load.request_bytes(),
+        Some(streams) => streams.saturating_mul(load.request_bytes()).min(OUTGOING_BYTES_MAX),
+    };
     match (&load.tls, load.shape) {
         (None, _) => plain,
         (Some(_), Shape::Bulk(_)) => sealed_bytes(PERIOD),
@@ -56,8 +60,12 @@ impl Driver<'_> {
 
     /// The handshake is over.
     fn shaken(&mut self, slot: u32) {
-        self.connecting -= 1;
         let Some(secured) = &self.connections[slot as usize].secured else { return };
+        if self.load.streams.is_some() && !secured.client.has_agreed_on(Alpn::Http2) {
+            let words = || "it speaks TLS there, but not HTTP/2 (ALPN `h2`)".to_owned();
+            return self.fail_handshake(slot, Reason::Protocol, words);
+        }
+        self.connecting -= 1;
         let handshakes = &mut self.tally.handshakes;
         if self.measuring || self.load.shape != Shape::Churn {
             handshakes.made(self.now.since(secured.began), secured.client.is_resumed());
@@ -204,7 +212,8 @@ impl Driver<'_> {
     /// Whether the end of a connection's bytes may have been made by anybody on the way.
     pub(super) fn is_cut_off(&self, slot: u32) -> bool {
         let connection = &self.connections[slot as usize];
-        let is_idle = matches!(&connection.talk, Talk::Web(web) if !web.waiting());
+        let speaks_http = matches!(&connection.talk, Talk::Web(_) | Talk::Http2(_));
+        let is_idle = speaks_http && !connection.waiting();
         let secured = connection.secured.as_ref();
         !is_idle && secured.is_some_and(|secured| !secured.client.has_ended())
     }
