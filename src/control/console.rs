@@ -549,6 +549,7 @@ pub fn request(
     let request_id = Some(line.id()).filter(|id| !id.is_empty());
     let trace_id = (line.trace != 0).then(|| display(format!("{:032x}", line.trace)));
     let scheme = line.is_tls.then(|| display("https"));
+    let http = line.is_http2.then_some(2);
     let host = Some(line.host()).filter(|host| !host.is_empty());
     let times = &line.times;
     let ms = |from: Option<Now>, to: Option<Now>| {
@@ -559,7 +560,7 @@ pub fn request(
     info!(
         target: TRAFFIC,
         request = %format_args!("{}-{}", line.session, line.number), request_id, trace_id,
-        client = %line.client, service, asked, scheme, host, %backend, %address, method, path, status = line.status,
+        client = %line.client, service, asked, scheme, http, host, %backend, %address, method, path, status = line.status,
         bytes_up = line.bytes_up, bytes_down = line.bytes_down,
         wait_ms = ms(Some(times.began), Some(times.read)),
         connect_ms = ms(Some(times.read), times.connected),

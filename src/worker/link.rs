@@ -200,6 +200,7 @@ pub struct RequestLine {
     pub client: SocketAddr,
     /// It came by HTTPS.
     pub is_tls: bool,
+    pub is_http2: bool,
     /// Who was to serve it, or did.
     pub service: Option<ServiceId>,
     /// The service that left it to that one.

@@ -344,13 +344,20 @@ impl Exchange {
         is_fit
     }
 
-    pub fn record(&self, session: SessionId, client: SocketAddr, is_tls: bool) -> Record<'_> {
+    pub fn record(
+        &self,
+        session: SessionId,
+        client: SocketAddr,
+        is_tls: bool,
+        is_http2: bool,
+    ) -> Record<'_> {
         let (host, rest) = self.line.split_at(usize::from(self.host_kept));
         let (id, line) = rest.split_at(usize::from(self.id_kept));
         Record {
             session,
             client,
             is_tls,
+            is_http2,
             number: self.number,
             service: self.service,
             asked: self.asked,

@@ -563,7 +563,8 @@ impl Gateway {
 
     fn log(&mut self, cx: &mut Context<'_>) {
         self.exchange.times.ended = cx.now;
-        let record = self.exchange.record(self.session, self.address, self.door.is_tls);
+        let record =
+            self.exchange.record(self.session, self.address, self.door.is_tls, self.is_stream);
         if let Some(service) = record.service.and_then(|id| cx.snapshot.service(id)) {
             let (answers, worker) = (&service.gate.answers, record.session.worker);
             answers.request(worker, record.has_failed());

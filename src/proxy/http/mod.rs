@@ -233,6 +233,8 @@ pub struct Record<'a> {
     pub client: SocketAddr,
     /// It came by HTTPS.
     pub is_tls: bool,
+    /// It came on a stream of HTTP/2.
+    pub is_http2: bool,
     /// The request's number on its connection, from one.
     pub number: u32,
     /// Who was to serve it, or did; `None` if nobody claims it or its head was never read.
