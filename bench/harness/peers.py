@@ -63,8 +63,8 @@ def variants(names, workload):
     for name in names:
         if name == "haproxy" and workload.protocol == "udp":
             continue
-        # Backends do not speak TLS.
-        if name == "direct" and workload.key:
+        # Backends speak neither TLS nor HTTP/2.
+        if name == "direct" and (workload.key or workload.http2):
             continue
         if name == "nginx" and workload.key and workload.unit == "GB":
             chosen.append(Variant("nginx 64k", "nginx", options=NGINX_BULK, cuts_off=True))
@@ -82,10 +82,11 @@ def variants(names, workload):
 class Relay:
     """A running relay of one variant, or the direct path when there is no process."""
 
-    def __init__(self, variant, protocol, place, binaries, directory, key=None):
-        """`key`: that of its certificate, where its users speak TLS."""
+    def __init__(self, variant, protocol, place, binaries, directory, key=None, http2=False):
+        """`key`: that of its certificate, where its users speak TLS. `http2`: its users speak that."""
         self.variant = variant
         self.key = key
+        self.http2 = http2
         self.certificate = certificates.files(directory, key) if key else ()
         self.name = variant.name
         self.stream = protocol == "tcp"
@@ -154,13 +155,14 @@ class Relay:
         """What the configuration says of TLS, and the tuning, which HAProxy has it among."""
         tuning = self.variant.tuning
         if not self.key:
-            return {"tuning": tuning, "tls": "", "bind": ""}
+            spoken = {"haproxy-http.cfg": "proto h2", "nginx-http.conf": "http2"} if self.http2 else {}
+            return {"tuning": tuning, "tls": "", "bind": spoken.get(template, "")}
         chain, key, both = self.certificate
         if template.startswith("haproxy"):
-            alpn = " alpn http/1.1" if "http" in template else ""
+            alpn = f" alpn {'h2' if self.http2 else 'http/1.1'}" if "http" in template else ""
             return {"tuning": f"{tuning}\n    {HAPROXY_TLS}", "tls": "", "bind": f"ssl crt {both}{alpn}"}
         if template.startswith("nginx"):
-            return {"tuning": tuning, "tls": NGINX_TLS.format(chain=chain, key=key), "bind": "ssl"}
+            return {"tuning": tuning, "tls": NGINX_TLS.format(chain=chain, key=key), "bind": "ssl http2" if self.http2 else "ssl"}
         stream = LB_SECURED.format(port=self.port) if self.stream else ""
         return {"tuning": tuning, "tls": LB_TLS.format(chain=chain, key=key) + stream, "bind": ""}
 

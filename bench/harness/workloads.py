@@ -24,6 +24,8 @@ class Workload:
     backends: tuple = ()
     # The key of the relay's certificate where users speak TLS: "ec" (P-256) or "rsa" (2,048 bits).
     key: str | None = None
+    # Whether users speak HTTP/2.
+    http2: bool = False
 
 
 def _tcp(connections):
@@ -82,6 +84,17 @@ def _https(name, title, connections, *flags):
                 "--connections", connections, *flags)
 
 
+def _http2(name, title, connections, streams, *flags, key=None):
+    """Users speak HTTP/2, backends HTTP/1.1."""
+    flags = ("--http2", "--streams", streams, "--connections", connections, *flags)
+    secured = (*SECURED, *flags) if key else flags
+    return Workload(
+        f"{'tls' if key else ''}h2{name}{streams}",
+        f"{'TLS: ' if key else ''}HTTP/2 {title}, {connections} connections, {streams} stream{'s' if streams > 1 else ''}",
+        "api", secured, key=key, http2=True,
+    )
+
+
 def _tls_bulk(streams, direction):
     says = {"down": "to the user", "up": "to the backend"}[direction]
     return _tls(f"bulk{streams}{direction}", f"TCP bulk {says}, {streams} stream{'s' if streams > 1 else ''}",
@@ -121,6 +134,10 @@ ALL = [
     *(_https("get64k-", "64 KiB GET", connections, "--path", "/bytes/65536") for connections in (64, 512)),
     *(_https("post", "POST of 64 KiB", connections, "--method", "POST", "--path", "/count",
              "--body-bytes", 65536) for connections in (64, 512)),
+    *(_http2("get", "small GET", 64, streams, "--path", "/bytes/64", key=key)
+      for key in (None, "ec") for streams in (1, 32)),
+    *(_http2("get64k-", "64 KiB GET", 64, 8, "--path", "/bytes/65536", key=key) for key in (None, "ec")),
+    _http2("post", "POST of 64 KiB", 64, 8, "--method", "POST", "--path", "/count", "--body-bytes", 65536, key="ec"),
     *(_tls_bulk(streams, direction) for direction in ("down", "up") for streams in (1, 4)),
 ]
 
@@ -135,7 +152,10 @@ SPECIAL = {
 }
 
 # Names that stand for several.
-GROUPS = {"tls": [name for name in (*BY_NAME, *SPECIAL) if name.startswith("tls")]}
+GROUPS = {
+    "tls": [name for name in (*BY_NAME, *SPECIAL) if name.startswith("tls")],
+    "h2": [workload.name for workload in ALL if workload.http2],
+}
 
 
 def named(names):

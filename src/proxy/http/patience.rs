@@ -5,6 +5,7 @@ use super::exchange::{Answer, Upload};
 use super::gateway::{Gateway, Phase};
 use super::{CONTINUE_PATIENCE, Context, GatewayCmd, GatewaySettings, LINGER, REFUSED_PATIENCE};
 use crate::base::time::Now;
+use crate::http::answer::Taste;
 use crate::proxy::line::Line;
 use crate::proxy::{SECOND_LOOK, Side};
 use crate::ring::pool::LARGE_BYTES;
@@ -63,6 +64,7 @@ impl Gateway {
                 Answer::Obtaining => return None,
                 Answer::Head if self.exchange.expects_continue => CONTINUE_PATIENCE,
                 Answer::Head if self.request_is_out() => limits.answer,
+                Answer::Flowing(_) if self.is_conversation() => limits.tunnel_idle,
                 // A send completes only when all of it has gone out, so each large block has this
                 // much time.
                 _ => {
@@ -79,6 +81,16 @@ impl Gateway {
             Phase::Over(_) => return None,
         };
         Some(self.active.plus(patience))
+    }
+
+    /// Whether it is a call in which either side may be silent for long: both have spoken, and have been heard.
+    fn is_conversation(&self) -> bool {
+        let sending = self.backend.as_ref().is_some_and(|line| !line.sending().is_empty());
+        self.exchange.taste == Taste::Grpc
+            && self.client.sending().is_empty()
+            && self.downward.is_empty()
+            && self.upward.is_empty()
+            && !sending
     }
 
     /// The deadline has passed.

@@ -1,5 +1,6 @@
 //! API users whose requests are for several services, played by hand against one worker's books.
 
+mod calls;
 mod late;
 mod still;
 
