@@ -150,7 +150,9 @@ impl Front {
 
     /// The gateway of a stream has let go of it, with nothing under way.
     pub fn forget(&mut self, number: u32, is_reset: bool, now: Now) {
-        self.streams.forget(number, is_reset);
+        if self.streams.forget(number, is_reset) {
+            self.guard.answered();
+        }
         self.flag.set();
         if self.live() == 0 {
             self.idle_since = now;

@@ -8,12 +8,17 @@
 use crate::base::quota::{Meter, Rate};
 use crate::base::time::Now;
 
-/// Frames that ask for nothing: PING, SETTINGS, PRIORITY, empty DATA, frames of unknown types.
+/// Frames that ask for nothing, PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA and frames of unknown types, beyond
+/// those that go with something useful.
 const IDLE_FRAMES: Rate = Rate::new(1000, 100);
-/// WINDOW_UPDATE frames beyond one for each kilobyte that was sent to the peer.
-const IDLE_UPDATES: Rate = Rate::new(1000, 100);
-const BYTES_AN_UPDATE: u64 = 1024;
-/// Streams that end by a reset: the peer's, or ours for a fault of the peer's.
+/// How many of them go with a request, with a message of content, and with each kilobyte sent. Clients of gRPC measure
+/// the path by a PING for what they receive, and open two windows for it.
+const WITH_REQUEST: u64 = 8;
+const WITH_CONTENT: u64 = 2;
+const BYTES_A_FRAME: usize = 1024;
+/// Those that are saved up at most.
+const SAVED_MAX: u64 = 10_000;
+/// Streams that end by a reset, the peer's, or ours for a fault of the peer's, beyond one for each that was answered.
 const RESETS: Rate = Rate::new(500, 50);
 
 /// Before the first frame of a user's connection (RFC 9113 section 3.4).
@@ -25,6 +30,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+#[cfg(test)]
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 // Flags of theirs.
@@ -50,10 +56,10 @@ pub struct Guard {
     /// Bytes of the payload that are still to come.
     payload: usize,
     idle: Meter,
-    updates: Meter,
+    /// Frames that ask for nothing, and resets, which are still welcome.
+    welcome: u64,
+    welcome_resets: u64,
     resets: Meter,
-    /// Bytes sent to the peer for which no WINDOW_UPDATE has come.
-    unacknowledged: u64,
     /// Since when a header block has been incomplete.
     block_since: Option<Now>,
     /// The peer has acknowledged our SETTINGS.
@@ -69,9 +75,9 @@ impl Guard {
             filled: 0,
             payload: 0,
             idle: Meter::default(),
-            updates: Meter::default(),
+            welcome: 0,
+            welcome_resets: 0,
             resets: Meter::default(),
-            unacknowledged: 0,
             block_since: None,
             is_agreed: false,
         }
@@ -106,9 +112,14 @@ impl Guard {
         let [high, middle, low, kind, flags, ..] = self.head;
         self.payload = u32::from_be_bytes([0, high, middle, low]) as usize;
         match kind {
-            DATA if self.payload > 0 || flags & END_STREAM != 0 => return Ok(()),
+            DATA if self.payload > 0 => {
+                self.earn(1);
+                return Ok(());
+            }
+            DATA if flags & END_STREAM != 0 => return Ok(()),
             HEADERS | CONTINUATION if flags & END_HEADERS != 0 => {
                 self.block_since = None;
+                self.earn(WITH_REQUEST);
                 return Ok(());
             }
             HEADERS | CONTINUATION => {
@@ -120,21 +131,29 @@ impl Guard {
                 return Ok(());
             }
             RST_STREAM => return self.reset(now),
-            WINDOW_UPDATE if self.unacknowledged >= BYTES_AN_UPDATE => {
-                self.unacknowledged -= BYTES_AN_UPDATE;
-                return Ok(());
-            }
-            WINDOW_UPDATE => {
-                return spend(&mut self.updates, IDLE_UPDATES, now, Excess::IdleFrames);
-            }
             _ => {}
+        }
+        if self.welcome > 0 {
+            self.welcome -= 1;
+            return Ok(());
         }
         spend(&mut self.idle, IDLE_FRAMES, now, Excess::IdleFrames)
     }
 
+    fn earn(&mut self, count: u64) {
+        self.welcome = (self.welcome + count).min(SAVED_MAX);
+    }
+
     /// So much content was sent to the peer.
     pub fn sent(&mut self, bytes: usize) {
-        self.unacknowledged = self.unacknowledged.saturating_add(bytes as u64);
+        if bytes > 0 {
+            self.earn(WITH_CONTENT + (bytes / BYTES_A_FRAME) as u64);
+        }
+    }
+
+    /// A stream was answered to the end.
+    pub fn answered(&mut self) {
+        self.welcome_resets = (self.welcome_resets + 1).min(SAVED_MAX);
     }
 
     /// A stream has ended by a reset.
@@ -142,6 +161,10 @@ impl Guard {
     /// # Errors
     /// There have been too many.
     pub fn reset(&mut self, now: Now) -> Result<(), Excess> {
+        if self.welcome_resets > 0 {
+            self.welcome_resets -= 1;
+            return Ok(());
+        }
         spend(&mut self.resets, RESETS, now, Excess::Resets)
     }
 
@@ -201,10 +224,31 @@ mod tests {
     #[test]
     fn updates_are_welcome_for_what_was_sent() {
         let mut guard = Guard::new(0);
-        guard.sent(3000 * 1024);
+        guard.sent(2998 * 1024);
         let update = frame(WINDOW_UPDATE, 0, &[0; 4]);
         assert!((0..4000).all(|_| guard.received(&update, START).is_ok()));
         assert!(guard.received(&update, START).is_err());
+    }
+
+    #[test]
+    fn what_goes_with_calls_and_their_answers_is_never_too_much() {
+        let mut guard = Guard::new(0);
+        let call = [frame(HEADERS, 4, b"x"), frame(DATA, END_STREAM, b"hello")].concat();
+        let ping = [frame(6, 0, &[0; 8]), frame(WINDOW_UPDATE, 0, &[0; 4])].concat();
+        for _ in 0..100_000 {
+            guard.received(&call, START).unwrap();
+            guard.sent(5);
+            (0..5).for_each(|_| guard.received(&ping, START).unwrap());
+            guard.answered();
+            guard.received(&frame(RST_STREAM, 0, &[0; 4]), START).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_request_that_is_reset_at_once_is_too_much_at_some_time() {
+        let rapid = [frame(HEADERS, 5, b"x"), frame(RST_STREAM, 0, &[0; 4])].concat();
+        assert_eq!(many(500, &rapid), Ok(()));
+        assert_eq!(many(501, &rapid), Err(Excess::Resets));
     }
 
     #[test]

@@ -175,6 +175,11 @@ impl Stream {
         self.sending.is_some() && owed >= OWED_MAX
     }
 
+    /// Whether all that its gateway writes has been taken.
+    pub fn is_whole(&self) -> bool {
+        self.reader.is_over()
+    }
+
     /// Bytes that have come and wait here.
     pub fn held(&self) -> usize {
         self.text.capacity() + self.content.len()

@@ -88,12 +88,14 @@ impl Streams {
         }
     }
 
-    /// The gateway of a stream has let go of it, with nothing under way.
-    pub fn forget(&mut self, number: u32, is_reset: bool) {
-        if let Some(mut stream) = self.places.get_mut(number as usize).and_then(Option::take) {
-            stream.close(is_reset);
-            self.free.push(number);
-        }
+    /// The gateway of a stream has let go of it, with nothing under way. Whether it had sent all that it was to send.
+    pub fn forget(&mut self, number: u32, is_reset: bool) -> bool {
+        let stream = self.places.get_mut(number as usize).and_then(Option::take);
+        let Some(mut stream) = stream else { return false };
+        let is_whole = stream.is_whole();
+        stream.close(is_reset);
+        self.free.push(number);
+        is_whole
     }
 
     /// Has each be called.
