@@ -12,7 +12,7 @@ use h2::server::{self, Connection, Handshake, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Method, Request};
 
-use super::guard::{Excess, Guard, PREFACE};
+use super::guard::{Breach, Excess, Guard, PREFACE};
 use super::pipe::{self, Flag, Mouth, Pipe};
 use super::stream::Stream;
 use super::streams::{self, News, Outlet, Streams};
@@ -98,8 +98,10 @@ impl Front {
         let counted = self.guard.received(bytes, now);
         self.mouth.push(bytes);
         self.flag.set();
-        if let Err(excess) = counted {
-            self.calm(excess);
+        match counted {
+            Ok(()) => {}
+            Err(Breach::Excess(excess)) => self.calm(excess),
+            Err(Breach::Frame(why)) => self.break_off(why),
         }
     }
 

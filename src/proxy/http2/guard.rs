@@ -5,6 +5,8 @@
 //! `h2` has its own bounds on CONTINUATION frames, on small DATA frames, and on streams that were reset before they
 //! were seen; what follows are those that it lacks. RFC 9113 section 10.5 asks for such bounds.
 
+use h2::Reason;
+
 use crate::base::quota::{Meter, Rate};
 use crate::base::time::Now;
 
@@ -28,9 +30,11 @@ const HEAD_BYTES: usize = 9;
 // The types of RFC 9113 section 6.
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
-#[cfg(test)]
+const PUSH_PROMISE: u8 = 5;
+const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 // Flags of theirs.
@@ -43,6 +47,20 @@ const END_HEADERS: u8 = 4;
 pub enum Excess {
     IdleFrames,
     Resets,
+}
+
+/// Why a connection ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Breach {
+    /// A frame that `h2` would refuse too, but later or for another reason than the one RFC 9113 asks for.
+    Frame(Reason),
+    Excess(Excess),
+}
+
+impl From<Excess> for Breach {
+    fn from(excess: Excess) -> Breach {
+        Breach::Excess(excess)
+    }
 }
 
 /// The budgets of one connection.
@@ -86,8 +104,8 @@ impl Guard {
     /// Counts what has come.
     ///
     /// # Errors
-    /// What is too much.
-    pub fn received(&mut self, mut bytes: &[u8], now: Now) -> Result<(), Excess> {
+    /// What is too much, or what is wrong with a frame.
+    pub fn received(&mut self, mut bytes: &[u8], now: Now) -> Result<(), Breach> {
         let skipped = self.preface.min(bytes.len());
         self.preface -= skipped;
         bytes = &bytes[skipped..];
@@ -108,9 +126,10 @@ impl Guard {
     }
 
     /// The head of a frame has come.
-    fn begun(&mut self, now: Now) -> Result<(), Excess> {
+    fn begun(&mut self, now: Now) -> Result<(), Breach> {
         let [high, middle, low, kind, flags, ..] = self.head;
         self.payload = u32::from_be_bytes([0, high, middle, low]) as usize;
+        check(kind, flags, self.payload)?;
         match kind {
             DATA if self.payload > 0 => {
                 self.earn(1);
@@ -130,14 +149,14 @@ impl Guard {
                 self.is_agreed = true;
                 return Ok(());
             }
-            RST_STREAM => return self.reset(now),
+            RST_STREAM => return Ok(self.reset(now)?),
             _ => {}
         }
         if self.welcome > 0 {
             self.welcome -= 1;
             return Ok(());
         }
-        spend(&mut self.idle, IDLE_FRAMES, now, Excess::IdleFrames)
+        Ok(spend(&mut self.idle, IDLE_FRAMES, now, Excess::IdleFrames)?)
     }
 
     fn earn(&mut self, count: u64) {
@@ -179,6 +198,21 @@ impl Guard {
     }
 }
 
+/// Whether a frame may be what its head says.
+fn check(kind: u8, flags: u8, payload: usize) -> Result<(), Breach> {
+    let fits = match kind {
+        PRIORITY => payload == 5,
+        RST_STREAM | WINDOW_UPDATE => payload == 4,
+        SETTINGS if flags & ACK != 0 => payload == 0,
+        SETTINGS => payload.is_multiple_of(6),
+        PING => payload == 8,
+        // No user may push (section 8.4). `h2` would wait for the end of the block, for which no deadline runs.
+        PUSH_PROMISE => return Err(Breach::Frame(Reason::PROTOCOL_ERROR)),
+        _ => true,
+    };
+    if fits { Ok(()) } else { Err(Breach::Frame(Reason::FRAME_SIZE_ERROR)) }
+}
+
 fn spend(meter: &mut Meter, rate: Rate, now: Now, excess: Excess) -> Result<(), Excess> {
     if !meter.has_room(rate, now) {
         return Err(excess);
@@ -198,7 +232,7 @@ mod tests {
         [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
     }
 
-    fn many(count: usize, bytes: &[u8]) -> Result<(), Excess> {
+    fn many(count: usize, bytes: &[u8]) -> Result<(), Breach> {
         let mut guard = Guard::new(0);
         (0..count).try_for_each(|_| guard.received(bytes, START))
     }
@@ -206,19 +240,49 @@ mod tests {
     #[test]
     fn frames_that_ask_for_nothing_are_too_many_at_some_time() {
         for (name, bytes) in [
-            ("PING", frame(6, 0, &[0; 8])),
+            ("PING", frame(PING, 0, &[0; 8])),
             ("SETTINGS", frame(SETTINGS, 0, b"")),
-            ("PRIORITY", frame(2, 0, &[0; 5])),
+            ("PRIORITY", frame(PRIORITY, 0, &[0; 5])),
             ("empty DATA", frame(DATA, 0, b"")),
             ("WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, &[0; 4])),
             ("unknown", frame(77, 0, b"abc")),
         ] {
             assert_eq!(many(1000, &bytes), Ok(()), "{name}");
-            assert_eq!(many(1001, &bytes), Err(Excess::IdleFrames), "{name}");
+            let excess = Err(Breach::Excess(Excess::IdleFrames));
+            assert_eq!(many(1001, &bytes), excess, "{name}");
         }
         for bytes in [frame(DATA, 0, b"x"), frame(DATA, END_STREAM, b""), frame(HEADERS, 5, b"x")] {
             assert_eq!(many(100_000, &bytes), Ok(()));
         }
+    }
+
+    #[test]
+    fn a_promise_is_refused_with_its_first_frame() {
+        for flags in [0, END_HEADERS] {
+            let promise = frame(PUSH_PROMISE, flags, &[0, 0, 0, 2]);
+            assert_eq!(Guard::new(0).received(&promise[..8], START), Ok(()));
+            let refused = Err(Breach::Frame(Reason::PROTOCOL_ERROR));
+            assert_eq!(Guard::new(0).received(&promise, START), refused);
+        }
+    }
+
+    #[test]
+    fn frames_of_one_size_are_refused_in_another() {
+        let refused = Err(Breach::Frame(Reason::FRAME_SIZE_ERROR));
+        for (kind, flags, size) in [
+            (PRIORITY, 0, 5),
+            (RST_STREAM, 0, 4),
+            (SETTINGS, ACK, 0),
+            (PING, 0, 8),
+            (WINDOW_UPDATE, 0, 4),
+        ] {
+            let received =
+                |size| Guard::new(0).received(&frame(kind, flags, &vec![0; size]), START);
+            assert_eq!(received(size), Ok(()), "{kind}");
+            assert_eq!(received(size + 1), refused, "{kind}");
+        }
+        assert_eq!(many(1, &frame(SETTINGS, 0, &[0; 12])), Ok(()));
+        assert_eq!(many(1, &frame(SETTINGS, 0, &[0; 13])), refused);
     }
 
     #[test]
@@ -248,7 +312,7 @@ mod tests {
     fn a_request_that_is_reset_at_once_is_too_much_at_some_time() {
         let rapid = [frame(HEADERS, 5, b"x"), frame(RST_STREAM, 0, &[0; 4])].concat();
         assert_eq!(many(500, &rapid), Ok(()));
-        assert_eq!(many(501, &rapid), Err(Excess::Resets));
+        assert_eq!(many(501, &rapid), Err(Excess::Resets.into()));
     }
 
     #[test]
