@@ -94,6 +94,10 @@ impl Gateway {
             Ok(()) if is_over => return,
             Ok(()) => {}
         }
+        // A send has its time from its start, however long nothing was said before.
+        if self.client.sending().is_empty() && !self.downward.is_empty() {
+            self.active = cx.now;
+        }
         self.flush(cx);
         if is_done && self.downward.is_empty() && self.client.sending().is_empty() {
             self.front = None;

@@ -3,6 +3,7 @@
 mod calls;
 mod late;
 mod still;
+mod streams;
 
 use std::cell::RefCell;
 use std::rc::Rc;
