@@ -175,14 +175,18 @@ impl User {
         self.stream.write_all(bytes).is_ok()
     }
 
-    /// The next frame; `None` once the connection is over.
+    /// The next frame, a PING answered; `None` once the connection is over.
     pub fn next(&mut self) -> Option<Frame> {
         loop {
-            if let Some(frame) = self.take() {
-                if frame.kind == GOAWAY {
-                    self.goaway = Some(frame.reason());
+            if let Some(next) = self.take() {
+                match next.kind {
+                    GOAWAY => self.goaway = Some(next.reason()),
+                    PING if next.flags & ACK == 0 => {
+                        self.send(&frame(PING, ACK, 0, &next.payload));
+                    }
+                    _ => {}
                 }
-                return Some(frame);
+                return Some(next);
             }
             let mut bytes = [0; 16 * 1024];
             match self.stream.read(&mut bytes) {
