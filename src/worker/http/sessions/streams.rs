@@ -22,6 +22,13 @@ pub(super) enum Crossing {
         number: u32,
         what: StreamCmd,
     },
+    /// The gateway of a stream has let go of it, after all that it said.
+    Left {
+        of: Key,
+        number: u32,
+        is_reset: bool,
+        up: u64,
+    },
     /// From a gateway to the shared connection over which its request goes, and back.
     ToTrunk {
         of: Key,
@@ -115,6 +122,11 @@ impl Sessions {
                     Crossing::Down { of, number, what } => {
                         self.tell_connection(of, number, what, cx);
                     }
+                    Crossing::Left { of, number, is_reset, up } => {
+                        let Some(user) = self.users.get(of) else { continue };
+                        user.gateway.forget_stream(number, is_reset, up, cx.now);
+                        self.call_later(of);
+                    }
                     Crossing::ToTrunk { of, number, what } => self.tell_trunk(of, number, what, cx),
                     Crossing::FromTrunk { of, number, news } => {
                         self.tell_link(of, number, news, cx)
@@ -202,8 +214,7 @@ impl Sessions {
         if let Some(connection) = self.users.get(of) {
             connection.streams[number as usize] = None;
             let [up, _] = user.moved;
-            connection.gateway.forget_stream(number, is_reset, up, cx.now);
-            self.call_later(of);
+            self.crossings.waiting.push_back(Crossing::Left { of, number, is_reset, up });
         }
     }
 
