@@ -35,6 +35,10 @@ pub(super) enum Crossing {
         number: u32,
         what: StreamCmd,
     },
+    LeftTrunk {
+        of: Key,
+        number: u32,
+    },
     FromTrunk {
         of: Key,
         number: u32,
@@ -56,6 +60,10 @@ pub(super) struct Crossings {
 impl Crossings {
     pub fn pass_to_trunk(&mut self, of: Key, number: u32, what: StreamCmd) {
         self.waiting.push_back(Crossing::ToTrunk { of, number, what });
+    }
+
+    pub fn leave_trunk(&mut self, of: Key, number: u32) {
+        self.waiting.push_back(Crossing::LeftTrunk { of, number });
     }
 
     pub fn pass_from_trunk(&mut self, of: Key, number: u32, news: News) {
@@ -128,6 +136,7 @@ impl Sessions {
                         self.call_later(of);
                     }
                     Crossing::ToTrunk { of, number, what } => self.tell_trunk(of, number, what, cx),
+                    Crossing::LeftTrunk { of, number } => self.let_go_of_trunk(of, number),
                     Crossing::FromTrunk { of, number, news } => {
                         self.tell_link(of, number, news, cx)
                     }

@@ -293,9 +293,18 @@ impl Sessions {
         self.links.remove(link);
         let StreamOf { connection: of, number } = stream;
         if let Some(State::Trunk(shared)) = self.links.get(of).map(|link| &mut link.state)
+            && let Some(place) = shared.streams.get_mut(number as usize)
+        {
+            *place = None;
+            // After all that its gateway has said.
+            self.crossings.leave_trunk(of, number);
+        }
+    }
+
+    pub(super) fn let_go_of_trunk(&mut self, of: Key, number: u32) {
+        if let Some(State::Trunk(shared)) = self.links.get(of).map(|link| &mut link.state)
             && let Some(trunk) = &mut shared.trunk
         {
-            shared.streams[number as usize] = None;
             trunk.forget(number);
             self.crossings.call_trunk(of);
         }
