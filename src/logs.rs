@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::writer::MakeWriter;
@@ -192,9 +192,11 @@ impl<W: Write> Write for Counting<W> {
     }
 }
 
-/// This program's lines at the level asked for; those of libraries only when something is wrong.
+/// This program's lines at the level asked for; those of libraries only when something is wrong. What a peer does wrong
+/// in HTTP/2 is counted, and would fill the log.
 fn levels(level: Level) -> Targets {
-    Targets::new().with_target("lb", level).with_default(level.min(Level::WARN))
+    let lines = Targets::new().with_target("lb", level).with_target("h2", LevelFilter::OFF);
+    lines.with_default(level.min(Level::WARN))
 }
 
 /// Who reads what is written.

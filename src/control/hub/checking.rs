@@ -275,25 +275,27 @@ impl Hub {
 
     /// Where a backend serves, and how a connection to it begins.
     pub fn port_of(&self, backend: &Backend) -> Port {
-        let Backend { service, address, proxy, ref tls, .. } = *backend;
-        self.port(service, address, proxy, tls.as_ref())
+        let Backend { service, address, proxy, http2, ref tls, .. } = *backend;
+        // A check by HTTP asks by HTTP/1.1, whatever users are served by.
+        let asks = self.check_of(backend).is_some_and(|check| check.kind == CheckKind::Http);
+        self.port((service, address), proxy, http2 && !asks, tls.as_ref())
     }
 
     /// The same for one that wants to join.
     pub fn port_wanted(&self, wanted: &Registration) -> Port {
-        let Registration { service, address, proxy, ref tls, .. } = *wanted;
-        self.port(service, address, proxy, tls.as_ref())
+        let Registration { service, address, proxy, http2, ref tls, .. } = *wanted;
+        self.port((service, address), proxy, http2, tls.as_ref())
     }
 
     fn port(
         &self,
-        service: ServiceId,
-        address: SocketAddr,
+        (service, address): (ServiceId, SocketAddr),
         proxy: bool,
+        http2: bool,
         tls: Option<&BackendTls>,
     ) -> Port {
-        // Checks ask by HTTP/1.1 whatever users are served by.
         let speech = match self.protocol_of(service) {
+            Protocol::Api if http2 => BackendSpeech::Http2,
             Protocol::Api => BackendSpeech::Http1,
             _ => BackendSpeech::Anything,
         };

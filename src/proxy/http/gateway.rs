@@ -211,7 +211,7 @@ impl Gateway {
             self.linger(cx);
         }
         if self.is_http2() {
-            self.drain_streams();
+            self.drain_streams(cx.now);
             self.drive(cx);
         }
     }

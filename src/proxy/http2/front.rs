@@ -26,6 +26,9 @@ use crate::ring::pool::Pool;
 
 /// How long a user may take to acknowledge our SETTINGS (RFC 9113 section 6.5.3).
 const AGREED_WITHIN: Duration = Duration::from_secs(10);
+/// How long a user without a stream that is told to go elsewhere may take to hear it.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+
 /// What a front works with while it is called.
 pub struct Circumstances<'a> {
     pub now: Now,
@@ -61,6 +64,8 @@ pub struct Front {
     idle_since: Now,
     opened: u32,
     drains: bool,
+    /// When the user was told.
+    drains_since: Now,
     excess: Option<Excess>,
 }
 
@@ -89,6 +94,7 @@ impl Front {
             idle_since: now,
             opened: 0,
             drains: false,
+            drains_since: Now::NEVER,
             excess: None,
         }
     }
@@ -162,7 +168,8 @@ impl Front {
     }
 
     /// Takes no further streams; the user is told in two steps, so that none on its way is lost (RFC 9113 section 6.8).
-    pub fn drain(&mut self) {
+    pub fn drain(&mut self, now: Now) {
+        self.drains_since = self.drains_since.min(now);
         if let Link::Open(connection) = &mut self.link
             && !self.drains
         {
@@ -198,8 +205,15 @@ impl Front {
     pub fn deadline(&self, patience: &Patience) -> Option<Now> {
         let agreed = (!self.guard.is_agreed()).then(|| self.began.plus(AGREED_WITHIN));
         let block = self.guard.block_since().map(|since| since.plus(patience.head));
-        let idle = (self.live() == 0).then(|| self.idle_since.plus(patience.idle));
+        let idle = (self.live() == 0).then(|| self.idle_ends_at(patience));
         [agreed, block, idle].into_iter().flatten().min()
+    }
+
+    /// When a connection without a stream has no reason to go on. Of one that drains, the user is told the last number
+    /// in answer to what it is told first; one that does not answer is not waited for.
+    fn idle_ends_at(&self, patience: &Patience) -> Now {
+        let idle = self.idle_since.plus(patience.idle);
+        idle.min(self.drains_since.max(self.idle_since).plus(TOLD_WITHIN))
     }
 
     /// The deadline has passed.
@@ -209,7 +223,7 @@ impl Front {
             self.break_off(Reason::SETTINGS_TIMEOUT);
         } else if block.is_some_and(|end| end <= now) {
             self.break_off(Reason::ENHANCE_YOUR_CALM);
-        } else if self.live() == 0 && self.idle_since.plus(patience.idle) <= now {
+        } else if self.live() == 0 && self.idle_ends_at(patience) <= now {
             self.break_off(Reason::NO_ERROR);
         }
     }

@@ -158,7 +158,7 @@ impl Gateway {
     pub fn retire(&mut self, cx: &mut Context<'_>) {
         self.retiring = true;
         if self.is_http2() {
-            self.drain_streams();
+            self.drain_streams(cx.now);
             self.advance(cx);
         }
     }

@@ -63,7 +63,7 @@ impl Gateway {
         let mut front = Box::new(Front::new(cx.settings.h2_streams, cx.now));
         front.received(bytes, cx.now);
         if self.draining || self.retiring {
-            front.drain();
+            front.drain(cx.now);
         }
         self.front = Some(front);
         (self.phase, self.active) = (Phase::Http2, cx.now);
@@ -135,9 +135,9 @@ impl Gateway {
         }
     }
 
-    pub(in crate::proxy::http) fn drain_streams(&mut self) {
+    pub(in crate::proxy::http) fn drain_streams(&mut self, now: Now) {
         if let Some(front) = &mut self.front {
-            front.drain();
+            front.drain(now);
         }
     }
 
