@@ -1,5 +1,5 @@
 //! gRPC through the balancer: grpcio and @grpc/grpc-js on both sides, with gRPC's own interoperability cases. The test
-//! suite's own build does not need them; `target/python/grpc` and `target/node` hold them, see `.ci/run`.
+//! suite's own build does not need them; `target/python` and `target/node` hold them, see `.ci/run`.
 
 #[path = "common/process.rs"]
 mod process;
@@ -56,7 +56,7 @@ impl Stage {
 
 fn python(script: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("python3");
-    command.env("PYTHONPATH", at("target/python/grpc"));
+    command.env("PYTHONPATH", at("target/python"));
     command.arg(at(script)).args(arguments);
     command
 }

@@ -128,14 +128,20 @@ impl Trunk {
         self.back.open()
     }
 
-    /// A command of a stream's gateway; [`Trunk::drive`] must follow, once for several.
-    pub fn command(&mut self, number: u32, what: StreamCmd, pool: &Pool) {
+    /// A command of a stream's gateway; if it [is waiting](Trunk::is_waiting) then, [`Trunk::drive`] must follow, once for
+    /// several.
+    pub fn command(&mut self, number: u32, what: StreamCmd, pool: &mut Pool) {
         self.back.command(number, what, pool);
     }
 
-    /// The gateway of a stream has let go of it; [`Trunk::drive`] must follow.
+    /// The gateway of a stream has let go of it; the same goes for this.
     pub fn forget(&mut self, number: u32) {
         self.back.forget(number);
+    }
+
+    /// Whether [`Trunk::drive`] has something to do.
+    pub fn is_waiting(&self) -> bool {
+        self.back.is_waiting()
     }
 
     /// The next thing that has happened to a stream.

@@ -118,14 +118,19 @@ impl Back {
     }
 
     /// Takes a command of a stream's gateway; what follows from it comes with [`Back::run`].
-    pub fn command(&mut self, number: u32, what: StreamCmd, pool: &Pool) {
+    pub fn command(&mut self, number: u32, what: StreamCmd, pool: &mut Pool) {
         self.streams.command(number, what, pool);
     }
 
     /// The gateway of a stream has let go of it, with nothing under way.
     pub fn forget(&mut self, number: u32) {
         self.streams.forget(number, true);
-        self.flag.set();
+    }
+
+    /// As [`Front::is_waiting`](super::Front::is_waiting).
+    pub fn is_waiting(&self) -> bool {
+        let is_last = self.live() == 0 && (self.is_retired || self.is_over());
+        self.streams.is_waiting() || self.flag.is_set() || is_last
     }
 
     /// The next thing that has happened to a stream.

@@ -134,7 +134,7 @@ impl Front {
 
     /// Bytes on the heap that the user has made us hold.
     pub fn held(&self) -> usize {
-        self.mouth.unread() + self.streams.held()
+        self.mouth.unread()
     }
 
     /// What the user has done too much of, said once.
@@ -147,12 +147,19 @@ impl Front {
         self.streams.next_news()
     }
 
+    /// Whether [`Front::run`] has something to do: a stream has, `h2` has, or the last stream of a connection that ends
+    /// is gone.
+    pub fn is_waiting(&self) -> bool {
+        let is_last = self.live() == 0 && (self.drains || self.is_over());
+        self.streams.is_waiting() || self.flag.is_set() || is_last
+    }
+
     pub fn has_news(&self) -> bool {
         self.streams.has_news()
     }
 
     /// Takes a command of a stream's gateway; what follows from it comes with [`Front::run`].
-    pub fn command(&mut self, number: u32, what: StreamCmd, pool: &Pool) {
+    pub fn command(&mut self, number: u32, what: StreamCmd, pool: &mut Pool) {
         self.streams.command(number, what, pool);
     }
 
@@ -161,7 +168,6 @@ impl Front {
         if self.streams.forget(number, is_reset) {
             self.guard.answered();
         }
-        self.flag.set();
         if self.live() == 0 {
             self.idle_since = now;
         }

@@ -128,6 +128,10 @@ impl Flag {
         self.0.swap(false, Ordering::Relaxed)
     }
 
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

@@ -25,6 +25,10 @@ use crate::ring::pool::{Buf, Class, Outgoing, Pool};
 pub struct Ready(Mutex<Vec<u32>>);
 
 impl Ready {
+    pub fn is_any(&self) -> bool {
+        !self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Those since the last call.
     pub fn take(&self) -> Vec<u32> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
@@ -36,12 +40,15 @@ impl Ready {
 pub struct Bell {
     number: u32,
     is_rung: AtomicBool,
+    /// By `h2`.
+    is_woken: AtomicBool,
     ready: Arc<Ready>,
 }
 
 impl Bell {
     pub fn new(number: u32, ready: &Arc<Ready>) -> Arc<Bell> {
-        Arc::new(Bell { number, is_rung: AtomicBool::new(false), ready: Arc::clone(ready) })
+        let (is_rung, is_woken) = (AtomicBool::new(false), AtomicBool::new(true));
+        Arc::new(Bell { number, is_rung, is_woken, ready: Arc::clone(ready) })
     }
 
     pub fn ring(&self) {
@@ -59,10 +66,11 @@ impl Bell {
 
 impl Wake for Bell {
     fn wake(self: Arc<Self>) {
-        self.ring();
+        self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        self.is_woken.store(true, Ordering::Relaxed);
         self.ring();
     }
 }
@@ -180,25 +188,28 @@ impl Stream {
         self.reader.is_over()
     }
 
-    /// Bytes that have come and wait here.
-    pub fn held(&self) -> usize {
-        self.text.capacity() + self.content.len()
-    }
-
-    /// Takes a command of its gateway.
-    pub fn command(&mut self, what: StreamCmd, pool: &Pool) {
-        self.bell.ring();
+    /// Takes a command of its gateway. What concerns bytes that come is answered at once, if it can be.
+    pub fn command(&mut self, what: StreamCmd, pool: &mut Pool) {
         match what {
-            StreamCmd::Receive { how, .. } => self.asked = Some(how),
+            StreamCmd::Receive { how, .. } => {
+                self.asked = Some(how);
+                let waker = self.waker.clone();
+                self.hand_up(&mut Context::from_waker(&waker), pool);
+            }
             StreamCmd::CancelReceive { .. } => self.answer(Received::Stopped),
             StreamCmd::Send { what, .. } => {
+                self.bell.ring();
                 let bytes = pool.pieces(what).map(<[u8]>::len).sum();
                 self.sending = Some(Sending { what, bytes, taken: 0 });
             }
             StreamCmd::CancelSend { .. } => self.sent(Err(Errno::ECANCELED)),
-            StreamCmd::AwaitRoom { .. } => self.awaits_room = true,
+            StreamCmd::AwaitRoom { .. } => {
+                self.bell.ring();
+                self.awaits_room = true;
+            }
             StreamCmd::CancelRoom { .. } => self.room(),
             StreamCmd::FinishWriting { .. } => {
+                self.bell.ring();
                 if !self.reader.is_over() {
                     self.reset(Reason::INTERNAL_ERROR);
                 }
@@ -252,7 +263,9 @@ impl Stream {
         self.bell.answer();
         let waker = self.waker.clone();
         let cx = &mut Context::from_waker(&waker);
-        self.look_for_reset(cx);
+        if self.bell.is_woken.swap(false, Ordering::Relaxed) {
+            self.look_for_reset(cx);
+        }
         self.is_gone |= is_over;
         // In this order: an answer can be waited for only once it has been asked for.
         let given = self.hand_down(owed, cx, pool);

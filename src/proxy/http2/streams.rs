@@ -43,11 +43,6 @@ impl Streams {
         self.places.len() - self.free.len()
     }
 
-    /// Bytes that have come and wait for their gateways.
-    pub fn held(&self) -> usize {
-        self.places.iter().flatten().map(Stream::held).sum()
-    }
-
     /// Takes in a stream; its number, until it is forgotten.
     pub fn add(&mut self, stream: impl FnOnce(Arc<Bell>) -> Stream) -> u32 {
         let number = self.free.pop().unwrap_or_else(|| {
@@ -56,10 +51,6 @@ impl Streams {
         });
         self.places[number as usize] = Some(stream(Bell::new(number, &self.ready)));
         number
-    }
-
-    fn get(&mut self, number: u32) -> Option<&mut Stream> {
-        self.places.get_mut(number as usize)?.as_mut()
     }
 
     pub fn tell(&mut self, number: u32, news: News) {
@@ -80,12 +71,19 @@ impl Streams {
         std::mem::take(&mut self.given)
     }
 
-    /// Takes a command of a stream's gateway; what follows from it comes with the next [`turn`].
-    pub fn command(&mut self, number: u32, what: StreamCmd, pool: &Pool) {
-        match self.get(number) {
-            Some(stream) => stream.command(what, pool),
-            None => debug_assert!(false, "a stream without a gateway takes no commands"),
-        }
+    /// Takes a command of a stream's gateway; what follows from it comes at once, or with the next [`turn`].
+    pub fn command(&mut self, number: u32, what: StreamCmd, pool: &mut Pool) {
+        let Streams { places, news, .. } = self;
+        let Some(stream) = places.get_mut(number as usize).and_then(Option::as_mut) else {
+            return debug_assert!(false, "a stream without a gateway takes no commands");
+        };
+        stream.command(what, pool);
+        news.extend(stream.happened.drain(..).map(|event| (number, News::Happened(event))));
+    }
+
+    /// Whether a stream is to be called.
+    pub fn is_waiting(&self) -> bool {
+        self.ready.is_any()
     }
 
     /// The gateway of a stream has let go of it, with nothing under way. Whether it had sent all that it was to send.
@@ -104,12 +102,11 @@ impl Streams {
     }
 
     fn advance(&mut self, number: u32, is_over: bool, pool: &mut Pool) {
-        let owed = self.owed;
-        let Some(stream) = self.get(number) else { return };
-        let given = stream.advance(owed, is_over, pool);
-        let happened = std::mem::take(&mut stream.happened);
-        let (waits, is_gone) = (stream.waits_for_us(owed + given), stream.has_just_gone());
-        self.news.extend(happened.into_iter().map(|event| (number, News::Happened(event))));
+        let Streams { places, news, owed, .. } = self;
+        let Some(stream) = places.get_mut(number as usize).and_then(Option::as_mut) else { return };
+        let given = stream.advance(*owed, is_over, pool);
+        news.extend(stream.happened.drain(..).map(|event| (number, News::Happened(event))));
+        let (waits, is_gone) = (stream.waits_for_us(*owed + given), stream.has_just_gone());
         if is_gone {
             self.news.push_back((number, News::Gone));
         }

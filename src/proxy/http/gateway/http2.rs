@@ -120,14 +120,20 @@ impl Gateway {
         self.front.as_mut()?.next_news()
     }
 
-    /// A command of a stream's gateway; [`Gateway::thaw`] must follow, once for several.
-    pub fn command_stream(&mut self, number: u32, what: proxy::StreamCmd, pool: &Pool) {
+    /// A command of a stream's gateway; if there is [something to do](Gateway::has_stream_work) then, [`Gateway::thaw`]
+    /// must follow, once for several.
+    pub fn command_stream(&mut self, number: u32, what: proxy::StreamCmd, pool: &mut Pool) {
         if let Some(front) = &mut self.front {
             front.command(number, what, pool);
         }
     }
 
-    /// The gateway of a stream is over, and has sent `up` bytes to backends; [`Gateway::thaw`] must follow.
+    pub fn has_stream_work(&self) -> bool {
+        let is_over = matches!(self.phase, Phase::Over(_));
+        self.front.as_ref().is_some_and(|front| is_over || front.is_waiting())
+    }
+
+    /// The gateway of a stream is over, and has sent `up` bytes to backends; the same goes for this.
     pub fn forget_stream(&mut self, number: u32, is_reset: bool, up: u64, now: Now) {
         self.moved[0] += up;
         if let Some(front) = &mut self.front {

@@ -133,10 +133,13 @@ impl Sessions {
                     Crossing::Left { of, number, is_reset, up } => {
                         let Some(user) = self.users.get(of) else { continue };
                         user.gateway.forget_stream(number, is_reset, up, cx.now);
-                        self.call_later(of);
+                        if user.gateway.has_stream_work() || user.gateway.moved() != user.moved {
+                            self.call_later(of);
+                        }
+                        self.schedule(of);
                     }
                     Crossing::ToTrunk { of, number, what } => self.tell_trunk(of, number, what, cx),
-                    Crossing::LeftTrunk { of, number } => self.let_go_of_trunk(of, number),
+                    Crossing::LeftTrunk { of, number } => self.let_go_of_trunk(of, number, cx),
                     Crossing::FromTrunk { of, number, news } => {
                         self.tell_link(of, number, news, cx)
                     }
@@ -156,10 +159,14 @@ impl Sessions {
         self.crossings.is_under_way = false;
     }
 
-    fn tell_connection(&mut self, of: Key, number: u32, what: StreamCmd, cx: &Cx<'_>) {
+    fn tell_connection(&mut self, of: Key, number: u32, what: StreamCmd, cx: &mut Cx<'_>) {
         let Some(user) = self.users.get(of) else { return };
         user.gateway.command_stream(number, what, cx.pool);
-        self.call_later(of);
+        let has_work = user.gateway.has_stream_work();
+        self.hear(of);
+        if has_work {
+            self.call_later(of);
+        }
     }
 
     fn call_later(&mut self, of: Key) {

@@ -242,12 +242,17 @@ impl Sessions {
     }
 
     /// Takes a command of a request's gateway to the connection that it goes over.
-    pub(super) fn tell_trunk(&mut self, of: Key, number: u32, what: StreamCmd, cx: &Cx<'_>) {
+    pub(super) fn tell_trunk(&mut self, of: Key, number: u32, what: StreamCmd, cx: &mut Cx<'_>) {
         if let Some(State::Trunk(shared)) = self.links.get(of).map(|link| &mut link.state)
             && let Some(trunk) = &mut shared.trunk
         {
             trunk.command(number, what, cx.pool);
-            self.crossings.call_trunk(of);
+            while let Some((number, news)) = trunk.next_news() {
+                self.crossings.pass_from_trunk(of, number, news);
+            }
+            if trunk.is_waiting() {
+                self.crossings.call_trunk(of);
+            }
         }
     }
 
@@ -301,12 +306,18 @@ impl Sessions {
         }
     }
 
-    pub(super) fn let_go_of_trunk(&mut self, of: Key, number: u32) {
+    pub(super) fn let_go_of_trunk(&mut self, of: Key, number: u32, cx: &Cx<'_>) {
+        let is_leaving = self.draining;
         if let Some(State::Trunk(shared)) = self.links.get(of).map(|link| &mut link.state)
             && let Some(trunk) = &mut shared.trunk
         {
             trunk.forget(number);
-            self.crossings.call_trunk(of);
+            if trunk.is_idle() {
+                shared.idle_since = cx.now;
+            }
+            if trunk.is_waiting() || trunk.is_idle() && is_leaving {
+                self.crossings.call_trunk(of);
+            }
         }
     }
 
