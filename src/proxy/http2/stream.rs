@@ -280,7 +280,10 @@ impl Stream {
         let reset = match (&mut self.going, &mut self.role) {
             (Some(going), _) => going.poll_reset(cx),
             (None, Role::Server(respond)) => respond.poll_reset(cx),
-            (None, Role::Client { .. }) => return,
+            // Later, when it has begun.
+            (None, Role::Client { .. }) => {
+                return self.bell.is_woken.store(true, Ordering::Relaxed);
+            }
         };
         self.is_gone |= reset.is_ready();
     }

@@ -49,7 +49,10 @@ impl Streams {
             self.places.push(None);
             (self.places.len() - 1) as u32
         });
-        self.places[number as usize] = Some(stream(Bell::new(number, &self.ready)));
+        let bell = Bell::new(number, &self.ready);
+        // It is called once in any case, and from then on is told what becomes of it.
+        bell.ring();
+        self.places[number as usize] = Some(stream(bell));
         number
     }
 
