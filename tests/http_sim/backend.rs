@@ -2,14 +2,17 @@
 //! Each request that arrives is compared with what its user meant to say.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
 
 use crate::dice::{Dice, content};
 use crate::message::{Framing, Head, damaged, dechunk, framed};
+use crate::services::host_at;
+use crate::weather::Weather;
 use crate::wire::{End, Wire};
 
 /// What goes wrong with one request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Trouble {
+pub enum Trouble {
     None,
     /// Closes or resets without an answer.
     Silent,
@@ -97,12 +100,12 @@ enum After {
 }
 
 /// A request whose head has arrived.
-struct Asked {
-    id: u64,
-    method: String,
-    length: usize,
-    answer: Framing,
-    answer_length: usize,
+pub struct Asked {
+    pub id: u64,
+    pub method: String,
+    pub length: usize,
+    pub answer: Framing,
+    pub answer_length: usize,
     framing: (Framing, usize),
     upgrade: bool,
     expects: bool,
@@ -110,10 +113,11 @@ struct Asked {
 }
 
 impl Peer {
-    pub fn new(noisy: bool, host: &'static str) -> Peer {
+    /// A connection to the backend at this address.
+    pub fn at(weather: &Weather, to: SocketAddr) -> Peer {
         Peer {
-            noisy,
-            host,
+            noisy: weather.noisy,
+            host: host_at(weather, to),
             inbox: Vec::new(),
             outbox: VecDeque::new(),
             asked: None,
@@ -411,7 +415,7 @@ impl Peer {
 }
 
 /// Checks what must hold for every request that a backend gets.
-fn understood(head: &Head, host: &str, trouble: Trouble) -> Asked {
+pub fn understood(head: &Head, host: &str, trouble: Trouble) -> Asked {
     let parts: Vec<&str> = head.start.split(' ').collect();
     assert!(parts.len() == 3 && parts[2] == "HTTP/1.1", "{head:?}");
     let path: Vec<&str> = parts[1].split('/').collect();

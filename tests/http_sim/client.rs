@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 use crate::dice::Dice;
 use crate::message::{Framing, Head, Request, damaged, dechunk};
+use crate::services::host;
+use crate::weather::Weather;
 use crate::wire::{End, Wire};
 
 /// What a user is up to.
@@ -44,9 +46,9 @@ pub struct Client {
     begun: usize,
     pub answered: usize,
     /// How many answers a backend gave.
-    pub served: usize,
+    served: usize,
     /// How many requests no backend may serve.
-    pub refused: usize,
+    refused: usize,
     head: VecDeque<u8>,
     body: VecDeque<u8>,
     waits_for_continue: bool,
@@ -62,13 +64,40 @@ pub struct Client {
     scheme: &'static str,
 }
 
+impl Manner {
+    fn random(weather: &Weather, dice: &mut Dice) -> Manner {
+        match (weather.calm, dice.below(12)) {
+            (_, 4..) if weather.stalled => Manner::Deaf,
+            _ if weather.noisy => Manner::Noisy,
+            (true, 0..2) | (false, 0) => Manner::HalfClosing,
+            (true, 2) => Manner::Malformed,
+            (true, _) => Manner::Good,
+            (false, 1) => Manner::Resetting,
+            (false, 2) => Manner::Truncating,
+            (false, 3) => Manner::Malformed,
+            (false, 4) => Manner::NotReading,
+            (false, _) => Manner::Good,
+        }
+    }
+}
+
 impl Client {
-    pub fn new(
-        manner: Manner,
-        requests: Vec<Request>,
-        scheme: &'static str,
-        dice: &mut Dice,
-    ) -> Client {
+    /// The user who comes as the `place`th, with requests from `next_id` on.
+    pub fn arriving(weather: &Weather, next_id: &mut u64, place: usize, dice: &mut Dice) -> Client {
+        let manner = Manner::random(weather, dice);
+        let count = 1 + dice.below(6);
+        let mut requests = Vec::new();
+        for _ in 0..count {
+            let mut request = Request::random(*next_id, dice, weather.longest);
+            // A user that finishes at once cannot wait for 100 (Continue), nor go on in a tunnel.
+            if manner == Manner::HalfClosing {
+                (request.expect, request.upgrade) = (false, false);
+            }
+            request.user = place;
+            request.host = host(weather, *next_id as usize);
+            requests.push(request);
+            *next_id += 1;
+        }
         Client {
             manner,
             requests,
@@ -89,8 +118,38 @@ impl Client {
                 _ => 200 + dice.below(2000),
             },
             ended: None,
-            scheme,
+            scheme: weather.scheme,
         }
+    }
+
+    /// Whether it takes what it is sent, sooner or later.
+    pub fn reads(&self) -> bool {
+        !matches!(self.manner, Manner::NotReading | Manner::Deaf)
+    }
+
+    pub fn is_deaf(&self) -> bool {
+        self.manner == Manner::Deaf
+    }
+
+    /// Compares what it has received with what it was owed, once it has gone.
+    pub fn hold_to_account(&self, weather: &Weather, drained: bool) {
+        if self.is_deaf() {
+            assert!(self.ended.is_some(), "a user who takes nothing has been given up");
+        } else if weather.calm && drained {
+            assert_eq!(self.ended, Some(End::Fin), "{:?}", self.manner);
+            assert!(self.has_no_half_answer(), "a response was cut by a drain");
+        } else if weather.calm {
+            let count = self.requests.len();
+            let got = (self.served, self.answered);
+            assert_eq!(got, (count - self.refused, count), "{:?}", self.manner);
+            assert_eq!(self.ended, Some(End::Fin), "{:?}", self.manner);
+            assert!(self.tunnel_is_whole(), "a tunnel lost bytes");
+        }
+    }
+
+    /// Has its turn: goes on, and leaves a tunnel in which all is said.
+    pub fn turn(&mut self, wire: &mut Wire, dice: &mut Dice) -> bool {
+        self.step(wire, dice) | self.leave_tunnel(wire)
     }
 
     /// Does some of what it may do now; returns whether it did anything.
@@ -371,17 +430,17 @@ impl Client {
     }
 
     /// Whether no part of an incomplete response is left.
-    pub fn has_no_half_answer(&self) -> bool {
+    fn has_no_half_answer(&self) -> bool {
         self.tunnel.is_some() || self.inbox.is_empty()
     }
 
     /// Whether everything in the tunnel came back.
-    pub fn tunnel_is_whole(&self) -> bool {
+    fn tunnel_is_whole(&self) -> bool {
         self.tunnel.as_ref().is_none_or(|(echoed, sent)| echoed.len() == *sent)
     }
 
     /// Leaves a tunnel once it has heard everything.
-    pub fn leave_tunnel(&mut self, wire: &mut Wire) -> bool {
+    fn leave_tunnel(&mut self, wire: &mut Wire) -> bool {
         let heard = self.hasty || self.tunnel_is_whole();
         let done = self.tunnel.is_some() && heard && self.body.is_empty();
         if done && wire.inward_is_open() {

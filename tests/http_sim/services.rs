@@ -87,7 +87,7 @@ fn add_named(weather: &Weather, snapshot: &mut Snapshot) {
 pub fn backends(weather: &Weather) -> Vec<Backend> {
     let backend = |place: usize| Backend {
         proxy: false,
-        http2: false,
+        http2: weather.http2 >> place & 1 == 1,
         tls: None,
         id: BackendId(place as u32),
         slot: place as u16,

@@ -21,6 +21,8 @@ pub struct Weather {
     /// How many services share the door. With more than one, each request names its own by its host.
     pub services: usize,
     pub backends: usize,
+    /// Which of them speak HTTP/2: one bit for each.
+    pub http2: u32,
     /// Limit on the content bytes of a message.
     pub longest: usize,
     pub small_blocks: usize,
@@ -43,6 +45,7 @@ pub fn weather(seed: u64) -> Weather {
         clients: 1 + dice.below(8),
         services: 1,
         backends: 1 + dice.below(3),
+        http2: 0,
         longest: dice.pick(&[50, 3_000, 300_000]),
         // Hardly any blocks, or plenty. In calm weather a lack of them must not turn anybody away.
         small_blocks: if seed.is_multiple_of(5) && !seed.is_multiple_of(3) { 96 } else { SMALL },
@@ -64,6 +67,7 @@ pub fn stalled(seed: u64) -> Weather {
         clients: 40,
         services: 1,
         backends: 1 + dice.below(3),
+        http2: 0,
         longest: 300_000,
         small_blocks: 32 + dice.below(16),
         receive_cap: dice.one_in(2),

@@ -24,12 +24,11 @@ use lb::worker::link::{Order, link};
 use nix::errno::Errno;
 
 use crate::backend::{Peer, Seen};
-use crate::client::{Client, Manner};
+use crate::client::Client;
 use crate::dice::Dice;
-use crate::message::Request;
-use crate::services::{DOORWAY, backends, host, host_at, services};
+use crate::services::{DOORWAY, backends, services};
 use crate::weather::Weather;
-use crate::wire::{End, Wire};
+use crate::wire::Wire;
 
 const LARGE: usize = 64;
 /// How many blocks the sessions keep back for the heads of a few connections, and which part of a
@@ -186,38 +185,14 @@ impl World {
     }
 
     pub fn arrive(&mut self, next_id: &mut u64) {
-        let manner = match (self.weather.calm, self.dice.below(12)) {
-            (_, 4..) if self.weather.stalled => Manner::Deaf,
-            _ if self.weather.noisy => Manner::Noisy,
-            (true, 0..2) | (false, 0) => Manner::HalfClosing,
-            (true, 2) => Manner::Malformed,
-            (true, _) => Manner::Good,
-            (false, 1) => Manner::Resetting,
-            (false, 2) => Manner::Truncating,
-            (false, 3) => Manner::Malformed,
-            (false, 4) => Manner::NotReading,
-            (false, _) => Manner::Good,
-        };
-        let count = 1 + self.dice.below(6);
-        let mut requests = Vec::new();
-        for _ in 0..count {
-            let mut request = Request::random(*next_id, &mut self.dice, self.weather.longest);
-            // A user that finishes at once cannot wait for 100 (Continue), nor go on in a tunnel.
-            if manner == Manner::HalfClosing {
-                (request.expect, request.upgrade) = (false, false);
-            }
-            request.user = self.clients.len();
-            request.host = host(&self.weather, *next_id as usize);
-            requests.push(request);
-            *next_id += 1;
-        }
+        let place = self.clients.len();
+        let client = Client::arriving(&self.weather, next_id, place, &mut self.dice);
         let from = SocketAddr::from(([192, 0, 2, 1], 40_000 + self.order.len() as u16));
         let key = self.act(|sessions, cx| sessions.accepted(DOORWAY, from, cx));
         let conn = Conn::User(key);
         self.wires.insert(conn, Wire::new(Side::Client));
         self.order.push(conn);
-        self.clients
-            .insert(conn, Client::new(manner, requests, self.weather.scheme, &mut self.dice));
+        self.clients.insert(conn, client);
         self.execute();
     }
 
@@ -284,7 +259,7 @@ impl World {
         let Some(wire) = self.wires.get_mut(&conn) else { return false };
         let dice = &mut self.dice;
         match (self.clients.get_mut(&conn), self.peers.get_mut(&conn)) {
-            (Some(client), _) => client.step(wire, dice) | client.leave_tunnel(wire),
+            (Some(client), _) => client.turn(wire, dice),
             (_, Some(peer)) => peer.step(wire, &mut self.seen, self.weather.calm, dice),
             _ => false,
         }
@@ -338,7 +313,7 @@ impl World {
     /// Nothing moves any more: lets time pass until something is due.
     pub fn wait(&mut self) {
         let mut here = self.clients.values().filter(|client| client.ended.is_none()).peekable();
-        let deaf = here.peek().is_some() && here.all(|client| client.manner == Manner::Deaf);
+        let deaf = here.peek().is_some() && here.all(Client::is_deaf);
         let due = self.sessions.next_deadline();
         // A tunnel may be still for an hour, in which its send queue is looked at repeatedly.
         let more = Duration::from_millis(if deaf { 60_000 } else { 20 });
@@ -379,12 +354,12 @@ impl World {
         }
         self.out.clear();
         let held = self.weather.small_blocks - self.pool.free(Class::Small);
-        let bound = STOCK + self.order.len() * 2 * (16 + 20);
-        assert!(held <= bound, "{held} blocks held for {} connections", self.order.len());
+        let lines = self.order.len().max(self.sessions.live());
+        let bound = STOCK + lines * 2 * (16 + 20);
+        assert!(held <= bound, "{held} blocks held for {lines} connections");
     }
 
     fn connect(&mut self, conn: Conn, to: SocketAddr) {
-        let host = host_at(&self.weather, to);
         let fate = match self.dice.below(24) {
             0 if !self.weather.calm => Fate::Refused,
             1 if !self.weather.calm => Fate::Silent,
@@ -395,7 +370,7 @@ impl World {
             _ => Fate::Stands,
         };
         self.wires.insert(conn, Wire::new(Side::Backend));
-        self.peers.insert(conn, Peer::new(self.weather.noisy, host));
+        self.peers.insert(conn, Peer::at(&self.weather, to));
         self.connecting.insert(conn, (fate, false));
         self.order.push(conn);
     }
@@ -449,8 +424,7 @@ impl World {
 
     fn close(&mut self, conn: Conn, reset: bool) {
         let mut wire = self.wires.remove(&conn).expect("an open socket is closed");
-        let deaf = |one: &Client| matches!(one.manner, Manner::NotReading | Manner::Deaf);
-        let reads = !self.clients.get(&conn).is_some_and(deaf);
+        let reads = self.clients.get(&conn).is_none_or(Client::reads);
         let queued = wire.outlook();
         let lost = reset && reads && !self.weather.upheaval && !queued.dead && queued.queued > 0;
         let manner = self.clients.get(&conn).map(|one| one.manner);
@@ -483,18 +457,7 @@ impl World {
             let most = if request.idempotent() { 3 } else { 1 };
             assert!(heads <= most, "{request:?} was sent {heads} times");
         }
-        if client.manner == Manner::Deaf {
-            assert!(client.ended.is_some(), "a user who takes nothing has been given up");
-        } else if self.weather.calm && self.drained {
-            assert_eq!(client.ended, Some(End::Fin), "{:?}", client.manner);
-            assert!(client.has_no_half_answer(), "a response was cut by a drain");
-        } else if self.weather.calm {
-            let count = client.requests.len();
-            let got = (client.served, client.answered);
-            assert_eq!(got, (count - client.refused, count), "{:?}", client.manner);
-            assert_eq!(client.ended, Some(End::Fin), "{:?}", client.manner);
-            assert!(client.tunnel_is_whole(), "a tunnel lost bytes");
-        }
+        client.hold_to_account(&self.weather, self.drained);
         // Kept for the count at the end; another generation may use its place again.
         self.clients.insert(conn, client);
     }
