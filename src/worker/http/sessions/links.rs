@@ -254,9 +254,12 @@ impl Sessions {
             Some(choice) => {
                 books.metrics().counters.retries.one();
                 user.tried.push(choice.backend);
-                match choice.http2 {
-                    true => self.obtain_stream(key, choice, cx),
-                    false => self.connect(key, choice, cx),
+                if choice.http2 {
+                    self.obtain_stream(key, choice, cx);
+                    // One of a connection that is there is served at once.
+                    self.follow(key, cx);
+                } else {
+                    self.connect(key, choice, cx);
                 }
             }
             None if self.fall_back(key, cx) => self.follow(key, cx),
