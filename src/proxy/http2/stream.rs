@@ -202,7 +202,7 @@ impl Stream {
                 let bytes = pool.pieces(what).map(<[u8]>::len).sum();
                 self.sending = Some(Sending { what, bytes, taken: 0 });
             }
-            StreamCmd::CancelSend { .. } => self.sent(Err(Errno::ECANCELED)),
+            StreamCmd::CancelSend { .. } => self.stop_sending(Errno::ECANCELED),
             StreamCmd::AwaitRoom { .. } => {
                 self.bell.ring();
                 self.awaits_room = true;
@@ -412,7 +412,7 @@ impl Stream {
     fn hand_down(&mut self, owed: usize, cx: &mut Context<'_>, pool: &Pool) -> usize {
         let Some(mut sending) = self.sending else { return 0 };
         if self.is_gone {
-            self.sent(Err(Errno::ECONNRESET));
+            self.stop_sending(Errno::ECONNRESET);
             return 0;
         }
         let before = sending.taken;
@@ -539,6 +539,12 @@ impl Stream {
 
     fn has_room(&mut self, cx: &mut Context<'_>) -> bool {
         self.reader.awaits_head() || self.reader.is_over() || self.capacity(1, cx) > 0
+    }
+
+    /// Ends a send before all of it was taken: what was taken may have arrived.
+    fn stop_sending(&mut self, why: Errno) {
+        let taken = self.sending.map_or(0, |sending| sending.taken);
+        self.sent(if taken > 0 { Ok(taken as u32) } else { Err(why) });
     }
 
     fn sent(&mut self, result: Result<u32, Errno>) {
