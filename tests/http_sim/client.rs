@@ -131,6 +131,11 @@ impl Client {
         self.manner == Manner::Deaf
     }
 
+    /// What it has sent a part of, or waits for, in the order of its requests.
+    pub fn waits_for(&self) -> &[Request] {
+        &self.requests[self.answered.min(self.begun)..self.begun]
+    }
+
     /// Compares what it has received with what it was owed, once it has gone.
     pub fn hold_to_account(&self, weather: &Weather, drained: bool) {
         if self.is_deaf() {

@@ -179,7 +179,8 @@ impl World {
 
     fn stuck(&self) -> Vec<String> {
         let about = |(conn, client): (&Conn, &Client)| {
-            format!("{conn:?} {:?} {}/{}", client.manner, client.answered, client.requests.len())
+            let Client { manner, answered, requests, .. } = client;
+            format!("{conn:?} {manner:?} {answered}/{} {:?}", requests.len(), client.waits_for())
         };
         self.clients.iter().filter(|(_, one)| one.ended.is_none()).map(about).collect()
     }
