@@ -57,7 +57,7 @@ impl Peer {
 enum Link {
     /// Its settings are drawn when it is first called.
     New,
-    Handshake(Handshake<Pipe, Bytes>),
+    Handshake(Box<Handshake<Pipe, Bytes>>),
     Open(Box<Connection<Pipe, Bytes>>),
     Over,
 }
@@ -95,7 +95,7 @@ impl Peer2 {
             .max_frame_size(dice.pick(&[1 << 14, 1 << 20]))
             .max_concurrent_streams(streams)
             .handshake(pipe);
-        self.link = Link::Handshake(handshake);
+        self.link = Link::Handshake(Box::new(handshake));
     }
 
     fn step(&mut self, wire: &mut Wire, seen: &mut Seen, calm: bool, dice: &mut Dice) -> bool {
@@ -150,7 +150,7 @@ impl Peer2 {
     fn poll(&mut self, seen: &mut Seen, calm: bool, dice: &mut Dice) {
         let cx = &mut Context::from_waker(Waker::noop());
         if let Link::Handshake(handshake) = &mut self.link {
-            match Pin::new(handshake).poll(cx) {
+            match Pin::new(&mut **handshake).poll(cx) {
                 Poll::Pending => return,
                 Poll::Ready(Ok(connection)) => self.link = Link::Open(Box::new(connection)),
                 Poll::Ready(Err(_)) => self.link = Link::Over,
