@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::contact::{Contact, Missed, Port};
+use super::contact::{AGENT, Broken, Contact, Missed, Port};
 use super::probe;
 use crate::config::services::{CheckConfig, CheckKind, Expected};
 
@@ -19,8 +19,6 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 const FIELDS_MAX: usize = 100;
 /// Interim answers (1xx) that are passed over, at most.
 const INTERIM_MAX: usize = 8;
-/// Who asks, for the backend's log.
-const AGENT: &str = concat!("lb/", env!("CARGO_PKG_VERSION"), " (check)");
 
 /// What a check connects to, and what it wants to see there.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -145,26 +143,6 @@ async fn attempt(target: &Target) -> Result<(), Failure> {
         _ => format!("{first} to {last}"),
     };
     Err(Failure::by_backend(format!("{address} answered {status} instead of {instead}")))
-}
-
-/// Why a question has no answer.
-enum Broken {
-    /// The connection failed.
-    Wire(Missed),
-    /// What came was no answer.
-    Words(String),
-}
-
-impl From<Missed> for Broken {
-    fn from(missed: Missed) -> Broken {
-        Broken::Wire(missed)
-    }
-}
-
-impl From<String> for Broken {
-    fn from(why: String) -> Broken {
-        Broken::Words(why)
-    }
 }
 
 /// Sends the request over this connection and reads the status of the answer. Takes as long as the other end

@@ -13,6 +13,8 @@ use crate::proxy::greeting::{self, WRITTEN_MAX};
 use crate::tls::backends::{Client, reason};
 use crate::tls::engine::{Engine, Fault};
 
+/// Who asks, for the backend's log.
+pub const AGENT: &str = concat!("lb/", env!("CARGO_PKG_VERSION"), " (check)");
 /// The most ciphertext that is read at once, in bytes.
 const READ_BYTES: usize = 16 * 1024;
 
@@ -54,6 +56,26 @@ impl fmt::Display for Missed {
             Missed::Wire(error) => error.fmt(out),
             Missed::Tls(fault) => write!(out, "TLS: {}", reason(*fault)),
         }
+    }
+}
+
+/// Why a question has no answer.
+pub enum Broken {
+    /// The connection failed.
+    Wire(Missed),
+    /// What came was no answer.
+    Words(String),
+}
+
+impl From<Missed> for Broken {
+    fn from(missed: Missed) -> Broken {
+        Broken::Wire(missed)
+    }
+}
+
+impl From<String> for Broken {
+    fn from(why: String) -> Broken {
+        Broken::Words(why)
     }
 }
 
