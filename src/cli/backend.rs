@@ -82,8 +82,8 @@ pub struct Arguments {
     #[arg(long)]
     no_probe: bool,
     /// Have the balancer check the port, and send users there only while that passes: tcp for a
-    /// connection, http:/PATH for a request
-    #[arg(long, value_name = "tcp|http:/PATH", value_parser = AskedCheck::from_str)]
+    /// connection, http:/PATH for a request, grpc for the health call of gRPC, perhaps about one service
+    #[arg(long, value_name = "tcp|http:/PATH|grpc[:SERVICE]", value_parser = AskedCheck::from_str)]
     check: Option<AskedCheck>,
     /// File with the secret the balancer asks for
     #[arg(long, value_name = "FILE")]
@@ -513,7 +513,7 @@ mod tests {
             ("--protocol tcp --port 1 --http2", "leave out --http2"),
             ("--protocol udp --port 1 --http2", "leave out --http2"),
             ("--protocol api --port 0 --echo --http2", "cannot be used with '--http2'"),
-            ("--protocol tcp --port 1 --check icmp", "write tcp, or http: and a path"),
+            ("--protocol tcp --port 1 --check icmp", "write tcp, http: and a path"),
             ("--protocol tcp", "--port"),
         ] {
             let said = registered(words).unwrap_err();

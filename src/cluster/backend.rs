@@ -139,6 +139,15 @@ pub struct Backend {
 /// The longest path that a backend may ask to be checked at, in bytes.
 const PATH_BYTES_MAX: usize = 256;
 
+/// The longest name of a service that is asked about in a health check of gRPC, in bytes.
+const GRPC_SERVICE_BYTES_MAX: usize = 255;
+
+/// Whether a service of gRPC may be asked about by this name. It is any text there; here it is also shown and quoted.
+pub fn is_grpc_service(name: &str) -> bool {
+    name.len() <= GRPC_SERVICE_BYTES_MAX
+        && name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'))
+}
+
 /// A check that a backend asks for itself, on the port that it registers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum AskedCheck {
@@ -146,6 +155,8 @@ pub enum AskedCheck {
     Tcp,
     /// A request for this path is answered well.
     Http(Arc<str>),
+    /// The health call of gRPC is answered well for this service or, if it is empty, for the server.
+    Grpc(Arc<str>),
 }
 
 impl fmt::Display for AskedCheck {
@@ -153,6 +164,8 @@ impl fmt::Display for AskedCheck {
         match self {
             AskedCheck::Tcp => out.write_str("tcp"),
             AskedCheck::Http(path) => write!(out, "http:{path}"),
+            AskedCheck::Grpc(service) if service.is_empty() => out.write_str("grpc"),
+            AskedCheck::Grpc(service) => write!(out, "grpc:{service}"),
         }
     }
 }
@@ -164,6 +177,18 @@ impl FromStr for AskedCheck {
         if text == "tcp" {
             return Ok(AskedCheck::Tcp);
         }
+        if text == "grpc" {
+            return Ok(AskedCheck::Grpc("".into()));
+        }
+        if let Some(service) = text.strip_prefix("grpc:").filter(|it| !it.is_empty()) {
+            return match is_grpc_service(service) {
+                true => Ok(AskedCheck::Grpc(service.into())),
+                false => Err(format!(
+                    "the service is up to {GRPC_SERVICE_BYTES_MAX} visible ASCII characters without \" \
+                     and \\"
+                )),
+            };
+        }
         let path = text.strip_prefix("http:").filter(|path| path.starts_with('/'));
         // It goes into a request line as it is.
         let fits = |path: &&str| {
@@ -171,7 +196,9 @@ impl FromStr for AskedCheck {
                 && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
         };
         match path {
-            None => Err("write tcp, or http: and a path, such as http:/healthz".to_owned()),
+            None => Err("write tcp, http: and a path, such as http:/healthz, or grpc, which a \
+                         service may follow, such as grpc:shop.Orders"
+                .to_owned()),
             Some(path) => match Some(path).filter(fits) {
                 Some(path) => Ok(AskedCheck::Http(path.into())),
                 None => Err(format!(

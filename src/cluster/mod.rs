@@ -26,6 +26,7 @@ pub mod turn;
 
 pub use backend::{
     AskedCheck, Backend, BackendId, DoorId, Doorway, Protocol, ServiceId, Standing, WEIGHT_MAX,
+    is_grpc_service,
 };
 pub use doors::Doors;
 pub use gate::{Barrier, Limits};

@@ -160,13 +160,14 @@ fn doors_apart(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-/// A key of a check that was given a value and that this kind of check does not look at.
-fn unused_key(check: &CheckConfig, protocol: Protocol) -> Option<&'static str> {
+/// A key of a check that was given a value and that this kind of check does not look at, and the kinds that do.
+fn unused_key(check: &CheckConfig, protocol: Protocol) -> Option<(&'static str, &'static str)> {
     let default = CheckConfig::default();
-    let of_http = [
-        ("path", check.path != default.path),
-        ("host", check.host != default.host),
-        ("expect", check.expect != default.expect),
+    let of_some = [
+        ("path", "\"http\"", check.path != default.path),
+        ("grpc_service", "\"grpc\"", check.grpc_service != default.grpc_service),
+        ("host", "\"http\" or \"grpc\"", check.host != default.host),
+        ("expect", "\"http\"", check.expect != default.expect),
     ];
     let of_any = [
         ("port", check.port != default.port),
@@ -176,9 +177,16 @@ fn unused_key(check: &CheckConfig, protocol: Protocol) -> Option<&'static str> {
         ("on_fail", check.on_fail != default.on_fail),
         ("when_all_fail", check.when_all_fail != default.when_all_fail),
     ];
-    let of_http = of_http.into_iter().filter(|_| check.kind != CheckKind::Http);
-    let of_any = of_any.into_iter().filter(|_| check.kind == CheckKind::Off);
-    of_http.chain(of_any).find(|(_, given)| *given).map(|(key, _)| key)
+    let kind = match check.kind {
+        CheckKind::Http => "\"http\"",
+        CheckKind::Grpc => "\"grpc\"",
+        CheckKind::Off | CheckKind::Tcp => "none",
+    };
+    let of_some = of_some.into_iter().filter(|(_, kinds, _)| !kinds.contains(kind));
+    let any = "\"tcp\", \"http\" or \"grpc\"";
+    let of_any = of_any.into_iter().map(|(key, given)| (key, any, given));
+    let of_any = of_any.filter(|_| check.kind == CheckKind::Off);
+    of_some.chain(of_any).find(|(.., given)| *given).map(|(key, kinds, _)| (key, kinds))
 }
 
 /// A key that was given a value and means something only to services of another protocol, and of which.
@@ -268,9 +276,7 @@ fn services(config: &Config) -> Result<(), String> {
                 shown(check.interval)
             ));
         }
-        if let Some(key) = unused_key(check, service.protocol) {
-            let kind =
-                if check.kind == CheckKind::Off { "\"tcp\" or \"http\"" } else { "\"http\"" };
+        if let Some((key, kind)) = unused_key(check, service.protocol) {
             return Err(format!(
                 "service.{name}.check.{key} has no effect without kind = {kind}: add it, or leave the key \
                  out"
@@ -279,7 +285,7 @@ fn services(config: &Config) -> Result<(), String> {
         let datagrams = service.protocol == Protocol::Udp && check.kind != CheckKind::Off;
         if datagrams && check.port.is_none() {
             return Err(format!(
-                "service.{name}.check needs a `port`: a UDP backend is checked over TCP or HTTP on \
+                "service.{name}.check needs a `port`: a UDP backend is checked over TCP, HTTP or gRPC on \
                  another port"
             ));
         }

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use super::kinds::{DoorAddress, Given, Kind, list, quoted, texts};
-use crate::cluster::WEIGHT_MAX;
 use crate::cluster::groups::{GROUPS_MAX, SHARE_MAX};
 use crate::cluster::route::Host;
+use crate::cluster::{WEIGHT_MAX, is_grpc_service};
 use crate::metrics::BACKENDS_MAX;
 use crate::tls::backends::{self, BackendTls};
 
@@ -353,6 +353,24 @@ impl Kind<Option<String>> for Name {
 
     fn show(&self, name: &Option<String>) -> String {
         format!("\"{}\"", name.as_deref().unwrap_or_default())
+    }
+}
+
+/// The name by which a service of gRPC is asked about, or nothing.
+pub struct GrpcService;
+
+impl Kind<String> for GrpcService {
+    fn takes(&self) -> String {
+        "the name of a gRPC service such as \"shop.Orders\", or \"\"".to_owned()
+    }
+
+    fn read(&self, given: &Given) -> Result<String, String> {
+        let name = given.text().filter(|text| is_grpc_service(text));
+        name.map(str::to_owned).ok_or_else(|| given.described())
+    }
+
+    fn show(&self, name: &String) -> String {
+        quoted(name)
     }
 }
 

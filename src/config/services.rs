@@ -18,7 +18,8 @@ use super::kinds::{
     Bytes, File, Files, Kind, Millis, MillisOrAuto, Networks, Number, NumberOrAuto, Switch, Word,
 };
 use super::service_kinds::{
-    Backends, Doors, Groups, Hosts, Name, OrGlobal, Paths, ServiceName, Statuses, Target, is_word,
+    Backends, Doors, Groups, GrpcService, Hosts, Name, OrGlobal, Paths, ServiceName, Statuses,
+    Target, is_word,
 };
 pub use super::service_kinds::{Expected, GroupShare, NAME_BYTES_MAX, StaticBackend};
 use super::{Config, HashBy, OnBackendLoss, Policy};
@@ -104,6 +105,8 @@ pub struct CheckConfig {
     /// The port that is checked; `None`: the one that users are sent to.
     pub port: Option<u16>,
     pub path: String,
+    /// The service that a gRPC check asks about; empty: the whole server.
+    pub grpc_service: String,
     /// The `Host` of the request; `None`: the backend's address.
     pub host: Option<String>,
     pub expect: Expected,
@@ -123,6 +126,15 @@ pub enum CheckKind {
     Tcp,
     /// A request is answered with the expected status.
     Http,
+    /// The health call of gRPC is answered with `SERVING`.
+    Grpc,
+}
+
+impl CheckKind {
+    /// Whether a backend has to answer something.
+    pub fn asks(self) -> bool {
+        matches!(self, CheckKind::Http | CheckKind::Grpc)
+    }
 }
 
 /// What happens to running sessions of a backend whose check fails.
@@ -138,6 +150,7 @@ impl Default for CheckConfig {
             kind: CheckKind::Off,
             port: None,
             path: "/".to_owned(),
+            grpc_service: String::new(),
             host: None,
             expect: Expected { first: 200, last: 399 },
             interval: Duration::from_secs(2),
@@ -457,13 +470,15 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
     "" "maintenance", maintenance: Switch, Now,
         "Whether an API service answers every request with 503 and `Retry-After`, or leaves it to its `fallback`.";
     "check" "kind", check.kind: Word(CHECKS), Now,
-        "How each backend is checked: `\"tcp\"` connects, `\"http\"` asks and looks at the status, `\"off\"` does not.";
+        "How each backend is checked: `\"tcp\"` connects, `\"http\"` asks and looks at the status, `\"grpc\"` makes the health call of gRPC, `\"off\"` does not.";
     "check" "port", check.port: NumberOrAuto(1..=65_535), Now,
         "The port that is checked; `\"auto\"` is the one that users are sent to.";
     "check" "path", check.path: Target, Now,
         "What an HTTP check asks for.";
+    "check" "grpc_service", check.grpc_service: GrpcService, Now,
+        "The service that a gRPC check asks about; `\"\"` asks about the whole server.";
     "check" "host", check.host: Name, Now,
-        "The `Host` of that request; `\"\"` sends the backend's address.";
+        "The `Host` of an HTTP check and the `:authority` of a gRPC check; `\"\"` sends the backend's address.";
     "check" "expect", check.expect: Statuses, Now,
         "The statuses of a passed HTTP check, one or a range.";
     "check" "interval_ms", check.interval: Millis(10..=HOUR_MS), Now,
@@ -483,8 +498,12 @@ pub const SERVICE_KEYS: &[Key<ServiceConfig>] = super::keys::keys! { ServiceConf
 const PROTOCOLS: &[(&str, Protocol)] =
     &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("api", Protocol::Api)];
 
-const CHECKS: &[(&str, CheckKind)] =
-    &[("off", CheckKind::Off), ("tcp", CheckKind::Tcp), ("http", CheckKind::Http)];
+const CHECKS: &[(&str, CheckKind)] = &[
+    ("off", CheckKind::Off),
+    ("tcp", CheckKind::Tcp),
+    ("http", CheckKind::Http),
+    ("grpc", CheckKind::Grpc),
+];
 
 const ON_FAIL: &[(&str, OnFail)] = &[("keep", OnFail::Keep), ("close", OnFail::Close)];
 

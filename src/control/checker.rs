@@ -1,5 +1,6 @@
-//! One check of a backend, on the network: a connection, or a request and the status of its answer. Owns the
-//! sentence that says why a check failed, and whether that was the backend's doing. When a backend is checked, and what a failure means, is `checks`'.
+//! One check of a backend, on the network: a connection, a request and the status of its answer, or gRPC's health call.
+//! Owns the sentence that says why a check failed, and whether that was the backend's doing. When a backend is checked,
+//! and what a failure means, is `checks`'.
 //! Uses the runtime's own sockets, as `probe` does and for the same reason.
 
 use std::io;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::contact::{AGENT, Broken, Contact, Missed, Port};
+use super::health_call::{self, Health, HealthCall};
 use super::probe;
 use crate::config::services::{CheckConfig, CheckKind, Expected};
 
@@ -31,9 +33,15 @@ pub struct Target {
     pub is_own_door: bool,
 }
 
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Question {
+    Http(HttpQuestion),
+    Grpc(HealthCall),
+}
+
 /// A request, and the statuses of a good answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Question {
+pub struct HttpQuestion {
     pub method: &'static str,
     pub path: String,
     pub host: String,
@@ -48,25 +56,33 @@ impl Target {
         let address = SocketAddr::new(own.ip(), check.port.unwrap_or(own.port()));
         let proxy = backend.proxy && address == own;
         let port = Port { address, proxy, tls: backend.tls.filter(|_| address == own) };
-        let question = (check.kind == CheckKind::Http).then(|| Question {
-            method: "GET",
-            path: check.path.clone(),
-            host: check.host.clone().unwrap_or_else(|| address.to_string()),
-            expect: check.expect,
-        });
+        let host = || check.host.clone().unwrap_or_else(|| address.to_string());
+        let question = match check.kind {
+            CheckKind::Off | CheckKind::Tcp => None,
+            CheckKind::Http => Some(Question::Http(HttpQuestion {
+                method: "GET",
+                path: check.path.clone(),
+                host: host(),
+                expect: check.expect,
+            })),
+            CheckKind::Grpc => {
+                let service = check.grpc_service.clone();
+                Some(Question::Grpc(HealthCall { service, host: host() }))
+            }
+        };
         Target { port, timeout: check.timeout(), question, is_own_door: false }
     }
 
     /// Whether the backend at this port answers requests at all, whatever it says to one that asks for nothing
     /// in particular (RFC 9110 9.3.7).
     pub fn any_answer(port: Port, timeout: Duration) -> Target {
-        let question = Question {
+        let question = HttpQuestion {
             method: "OPTIONS",
             path: "*".to_owned(),
             host: port.address.to_string(),
             expect: Expected { first: 100, last: 599 },
         };
-        Target { port, timeout, question: Some(question), is_own_door: false }
+        Target { port, timeout, question: Some(Question::Http(question)), is_own_door: false }
     }
 }
 
@@ -132,23 +148,41 @@ async fn attempt(target: &Target) -> Result<(), Failure> {
     let contact =
         connected.map_err(|missed| Failure::by_missed("cannot connect to", address, &missed))?;
     let Some(question) = &target.question else { return Ok(()) };
-    let status = ask(contact, question).await.map_err(|broken| match broken {
-        Broken::Wire(missed) => Failure::by_missed("no answer from", address, &missed),
-        Broken::Words(why) => Failure::by_backend(format!("no answer from {address}: {why}")),
-    })?;
+    let outcome = match question {
+        Question::Http(question) => ask(contact, question).await.map(|it| judged(question, it)),
+        Question::Grpc(call) => {
+            health_call::ask(contact, call, target.timeout).await.map(|health| match health {
+                Health::SERVING => Ok(()),
+                other => Err(format!("{other} instead of {}", Health::SERVING)),
+            })
+        }
+    };
+    match outcome {
+        Ok(judged) => {
+            judged.map_err(|why| Failure::by_backend(format!("{address} answered {why}")))
+        }
+        Err(Broken::Wire(missed)) => Err(Failure::by_missed("no answer from", address, &missed)),
+        Err(Broken::Words(why)) => {
+            Err(Failure::by_backend(format!("no answer from {address}: {why}")))
+        }
+    }
+}
+
+/// Whether this status is a good answer, else what it is.
+fn judged(question: &HttpQuestion, status: u16) -> Result<(), String> {
     let Expected { first, last } = question.expect;
     let instead = match status {
         good if (first..=last).contains(&good) => return Ok(()),
         _ if first == last => format!("{first}"),
         _ => format!("{first} to {last}"),
     };
-    Err(Failure::by_backend(format!("{address} answered {status} instead of {instead}")))
+    Err(format!("{status} instead of {instead}"))
 }
 
 /// Sends the request over this connection and reads the status of the answer. Takes as long as the other end
 /// likes.
-async fn ask(mut contact: Contact, question: &Question) -> Result<u16, Broken> {
-    let Question { method, path, host, .. } = question;
+async fn ask(mut contact: Contact, question: &HttpQuestion) -> Result<u16, Broken> {
+    let HttpQuestion { method, path, host, .. } = question;
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {AGENT}\r\naccept: */*\r\n\
          connection: close\r\n\r\n"

@@ -80,6 +80,11 @@ impl From<String> for Broken {
 }
 
 impl Contact {
+    /// Whether it is under TLS.
+    pub fn is_tls(&self) -> bool {
+        self.engine.is_some()
+    }
+
     /// Connects, and makes sure that the other end is not this one: if the port is among those the kernel
     /// gives out, a connection may get it as its own and meet itself, which shows that nobody listens there.
     /// A backend that expects a PROXY header is told that this connection is for nobody (`LOCAL`), and one that

@@ -30,7 +30,7 @@
 //! | pure: from bytes to objects to requests | [`frame`], [`api`] |
 //! | the store of a cluster: etcd | [`etcd`], [`membership`], `hub::sharing` |
 //! | pure: hellos and revivals, drains and shutdown | [`health`], [`drain`] |
-//! | checks of backends: when, what they come to, and how one goes | [`checks`], [`checker`], `hub::checking` |
+//! | checks of backends: when, what they come to, and how one goes | [`checks`], [`checker`], [`health_call`], `hub::checking` |
 //! | backends that the configuration lists | `hub::listed` |
 //! | pure: how fast a connection may make changes | [`pace`] |
 //! | who may register for what, which address, and who makes room | [`auth`], [`rights`], [`home`], [`crowd`] |
@@ -65,6 +65,7 @@ pub mod etcd;
 pub mod exposition;
 pub mod frame;
 pub mod health;
+pub mod health_call;
 pub mod history;
 pub mod home;
 pub mod hub;

@@ -23,8 +23,8 @@ use crate::cluster::groups::place_of;
 use crate::cluster::registry::{DrainedBy, Registered};
 use crate::cluster::share::value::NodeReport;
 use crate::cluster::{
-    Backend, BackendId, Barrier, HashBy, Limits, OnBackendLoss, Policy, Protocol, Service,
-    Standing, Terms,
+    AskedCheck, Backend, BackendId, Barrier, HashBy, Limits, OnBackendLoss, Policy, Protocol,
+    Service, Standing, Terms,
 };
 use crate::config::Config;
 use crate::config::services::{CheckKind, SERVICE_KEYS, ServiceConfig};
@@ -392,6 +392,7 @@ fn hello(member: &Member) -> HelloStatus {
 fn check(hub: &Hub, backend: &Backend) -> CheckStatus {
     let kind = hub.check_of(backend).map(|check| match check.kind {
         CheckKind::Http => format!("http:{}", check.path),
+        CheckKind::Grpc => AskedCheck::Grpc(check.grpc_service.into()).to_string(),
         _ => "tcp".to_owned(),
     });
     let outcomes = hub.check_result(backend.id).map(outcomes).unwrap_or_default();

@@ -107,7 +107,7 @@ fn a_check_is_refused_where_it_cannot_be_and_a_warning_says_whose_goes_first() {
     wait_for_standing(&core, port, Standing::Serving);
     assert_eq!(shown(&core, port)["check"]["kind"], "tcp");
     assert_failed(&backend.ask(&with("udp", "tcp")), "cannot be checked");
-    assert_failed(&backend.ask(&with("tcp", "icmp")), "write tcp, or http:");
+    assert_failed(&backend.ask(&with("tcp", "icmp")), "write tcp, http:");
     let mut both = with("tcp", "tcp");
     both["probe"] = json!(false);
     assert_failed(&backend.ask(&both), "which probe false forbids");

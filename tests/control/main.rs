@@ -5,6 +5,7 @@ mod admin;
 mod alerts;
 mod asking;
 mod burst;
+mod calls;
 mod checks;
 mod harness;
 mod named;

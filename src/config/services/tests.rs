@@ -49,6 +49,7 @@ const EVERY_KEY_CHANGED: &str = r#"
     kind = "http"
     port = 8008
     path = "/primary?x"
+    grpc_service = "shop.Orders"
     host = "shop.example"
     expect = "200"
     interval_ms = 500
@@ -241,7 +242,7 @@ fn what_does_not_fit_together_is_refused_with_the_cure() {
         ),
         (
             service("a", "protocol = \"udp\"\nlisten = 1\ncheck.kind = \"tcp\""),
-            "service.a.check needs a `port`: a UDP backend is checked over TCP or HTTP on another port",
+            "service.a.check needs a `port`: a UDP backend is checked over TCP, HTTP or gRPC on another port",
         ),
         (
             service("a", "protocol = \"tcp\"\nlisten = 1\ncheck.timeout_ms = 2001"),
@@ -478,13 +479,28 @@ fn a_key_that_would_have_no_effect_is_refused() {
     let said = check("port = 3").unwrap_err();
     assert_eq!(
         said,
-        "service.a.check.port has no effect without kind = \"tcp\" or \"http\": add it, or leave the key out"
+        "service.a.check.port has no effect without kind = \"tcp\", \"http\" or \"grpc\": add it, or leave the key out"
     );
     let said = check("kind = \"tcp\", path = \"/x\"").unwrap_err();
     assert!(
         said.starts_with("service.a.check.path has no effect without kind = \"http\""),
         "{said}"
     );
+    for (rows, key, kinds) in [
+        ("kind = \"grpc\", path = \"/x\"", "path", "\"http\""),
+        ("kind = \"grpc\", expect = \"200\"", "expect", "\"http\""),
+        ("kind = \"http\", grpc_service = \"x\"", "grpc_service", "\"grpc\""),
+        ("grpc_service = \"x\"", "grpc_service", "\"grpc\""),
+        ("kind = \"tcp\", host = \"x\"", "host", "\"http\" or \"grpc\""),
+    ] {
+        let said = check(rows).unwrap_err();
+        let why = format!("service.a.check.{key} has no effect without kind = {kinds}: add it");
+        assert!(said.starts_with(&why), "{said}");
+    }
+    let all = "kind = \"grpc\", grpc_service = \"shop.Orders\", host = \"x\", port = 3";
+    assert_eq!(check(all), Ok(()));
+    let said = check("kind = \"grpc\", grpc_service = \"a b\"").unwrap_err();
+    assert!(said.contains("takes the name of a gRPC service"), "{said}");
     for rows in ["kind = \"tcp\", port = 3", "kind = \"http\", path = \"/x?y=%20\"", ""] {
         assert_eq!(check(rows), Ok(()), "{rows}");
     }

@@ -521,11 +521,14 @@ fn a_backend_may_ask_to_be_checked() {
         (r#","check":"off""#, Some("off")),
         (r#","check":"tcp""#, Some("tcp")),
         (r#","check":"http:/up?deep=1""#, Some("http:/up?deep=1")),
+        (r#","check":"grpc""#, Some("grpc")),
+        (r#","check":"grpc:shop.Orders""#, Some("grpc:shop.Orders")),
     ] {
         assert_eq!(check(member), Ok(wanted.map(str::to_owned)), "{member}");
     }
-    let how = "write tcp, or http: and a path, such as http:/healthz";
-    for wrong in ["", "TCP", "http", "http:", "http:up", "http://x/up", "udp"] {
+    let how = "write tcp, http: and a path, such as http:/healthz, or grpc, which a service may \
+               follow, such as grpc:shop.Orders";
+    for wrong in ["", "TCP", "http", "http:", "http:up", "http://x/up", "udp", "grpc:", "grpc/x"] {
         let outcome = check(&format!(r#","check":"{wrong}""#));
         match wrong {
             "http://x/up" => assert!(outcome.is_ok(), "a path may begin with two slashes"),
@@ -535,6 +538,11 @@ fn a_backend_may_ask_to_be_checked() {
     for wrong in ["http:/a b", r"http:/a\r\nHost: b", "http:/#x", "http:/\u{e4}"] {
         let said = check(&format!(r#","check":"{wrong}""#)).unwrap_err();
         assert!(said.ends_with("visible ASCII characters without #"), "{said}");
+    }
+    let long = format!("grpc:{}", "a".repeat(256));
+    for wrong in ["grpc:a b", r#"grpc:a\"b"#, r"grpc:a\\b", "grpc:\u{e4}", &long] {
+        let said = check(&format!(r#","check":"{wrong}""#)).unwrap_err();
+        assert!(said.contains("the service is up to 255 visible ASCII characters"), "{said}");
     }
     assert_eq!(check(r#","check":true"#), Err("check must be a string".to_owned()));
 }

@@ -11,7 +11,7 @@ use super::Hub;
 use crate::base::time::Now;
 use crate::cluster::registry::Change;
 use crate::cluster::{BackendId, Protocol, ServiceId, Standing};
-use crate::config::services::{CheckConfig, CheckKind};
+use crate::config::services::CheckConfig;
 use crate::control::checker::{self, Failure, Target};
 use crate::control::contact::Port;
 use crate::control::health::{Revival, Silence};
@@ -116,7 +116,7 @@ impl Hub {
         let port = self.port_of(&entry.backend);
         let terms = &self.registry.service(entry.backend.service).terms;
         let connect = terms.timeouts.connect;
-        let trial = match self.check_of(&entry.backend).filter(|it| it.kind == CheckKind::Http) {
+        let trial = match self.check_of(&entry.backend).filter(|it| it.kind.asks()) {
             _ if !self.is_silent(id) && self.probes(entry.backend.service, entry.probe) => {
                 Trial::Connect(port, connect)
             }
@@ -241,7 +241,8 @@ mod tests {
     use crate::cluster::registry::Registration;
     use crate::cluster::source::Source;
     use crate::config::Config;
-    use crate::config::services::{Expected, ServiceConfig};
+    use crate::config::services::{CheckKind, Expected, ServiceConfig};
+    use crate::control::checker::Question;
     use crate::control::console::tests::logged;
     use crate::control::hub::tests::{PG, address, at, config, hub, id_of, shown};
     use crate::worker::link::{Report, WorkerEnd};
@@ -316,7 +317,7 @@ mod tests {
         assert_eq!(hub.aside_because(id), Some(why));
         let attempt = hub.next_try(id).unwrap();
         let Trial::Ask(target) = &attempt.trial else { panic!("{:?}", attempt.trial) };
-        let question = target.question.as_ref().unwrap();
+        let Some(Question::Http(question)) = &target.question else { panic!("{target:?}") };
         assert_eq!((question.method, question.path.as_str()), ("OPTIONS", "*"));
         assert_eq!(question.expect, Expected { first: 100, last: 599 });
         let line = logged(|| hub.restore(id, &attempt.trial, at(700)));
@@ -356,6 +357,19 @@ mod tests {
         silent(&mut hub, &mut worker, 2, 100, 400);
         silent(&mut hub, &mut worker, 2, 100, 400);
         let Trial::Ask(target) = hub.next_try(id_of(&hub, 2)).unwrap().trial else { panic!() };
-        assert_eq!(target.question.unwrap().path, "/up");
+        assert!(matches!(target.question, Some(Question::Http(it)) if it.path == "/up"));
+    }
+
+    #[test]
+    fn and_so_is_a_health_call() {
+        let check = CheckConfig { kind: CheckKind::Grpc, ..CheckConfig::default() };
+        let (mut hub, mut worker) = hub(shop(check));
+        while let Some((due, _)) = hub.next_check(at(20)) {
+            hub.checked(due, Ok(()), Duration::ZERO, at(20));
+        }
+        silent(&mut hub, &mut worker, 2, 100, 400);
+        silent(&mut hub, &mut worker, 2, 100, 400);
+        let Trial::Ask(target) = hub.next_try(id_of(&hub, 2)).unwrap().trial else { panic!() };
+        assert!(matches!(target.question, Some(Question::Grpc(_))), "{target:?}");
     }
 }

@@ -270,35 +270,47 @@ impl Hub {
             AskedCheck::Http(path) => {
                 CheckConfig { kind: CheckKind::Http, path: path.to_string(), ..otherwise }
             }
+            AskedCheck::Grpc(service) => {
+                let grpc_service = service.to_string();
+                CheckConfig { kind: CheckKind::Grpc, grpc_service, ..otherwise }
+            }
         })
     }
 
     /// Where a backend serves, and how a connection to it begins.
     pub fn port_of(&self, backend: &Backend) -> Port {
         let Backend { service, address, proxy, http2, ref tls, .. } = *backend;
-        // A check by HTTP asks by HTTP/1.1, whatever users are served by.
-        let asks = self.check_of(backend).is_some_and(|check| check.kind == CheckKind::Http);
-        self.port((service, address), proxy, http2 && !asks, tls.as_ref())
+        let speech = match self.check_of(backend).map(|check| check.kind) {
+            // Its version is the check's, whatever users are served by.
+            Some(CheckKind::Http) => self.speech(service, false),
+            Some(CheckKind::Grpc) => BackendSpeech::Http2,
+            _ => self.speech(service, http2),
+        };
+        self.port(address, proxy, speech, tls.as_ref())
     }
 
     /// The same for one that wants to join.
     pub fn port_wanted(&self, wanted: &Registration) -> Port {
         let Registration { service, address, proxy, http2, ref tls, .. } = *wanted;
-        self.port((service, address), proxy, http2, tls.as_ref())
+        self.port(address, proxy, self.speech(service, http2), tls.as_ref())
+    }
+
+    /// What users of a service are served by.
+    fn speech(&self, service: ServiceId, http2: bool) -> BackendSpeech {
+        match self.protocol_of(service) {
+            Protocol::Api if http2 => BackendSpeech::Http2,
+            Protocol::Api => BackendSpeech::Http1,
+            _ => BackendSpeech::Anything,
+        }
     }
 
     fn port(
         &self,
-        (service, address): (ServiceId, SocketAddr),
+        address: SocketAddr,
         proxy: bool,
-        http2: bool,
+        speech: BackendSpeech,
         tls: Option<&BackendTls>,
     ) -> Port {
-        let speech = match self.protocol_of(service) {
-            Protocol::Api if http2 => BackendSpeech::Http2,
-            Protocol::Api => BackendSpeech::Http1,
-            _ => BackendSpeech::Anything,
-        };
         let client = |tls| self.snapshot.tls.backends.client(tls, address.ip(), speech);
         Port { address, proxy, tls: tls.map(client) }
     }

@@ -23,7 +23,7 @@
 mod back;
 mod front;
 mod guard;
-mod pipe;
+pub mod pipe;
 mod reading;
 mod stream;
 mod streams;
