@@ -1,6 +1,7 @@
-//! What every layer may use: time as a value, timers, rate limits, publication, news between threads, threads,
+//! What every layer may use: time as a value, timers, rate limits, publication, news between threads, threads, wakers,
 //! shortages, likeness of names, mixing. No sockets.
 
+pub mod bells;
 pub mod buckets;
 pub mod lack;
 pub mod likeness;

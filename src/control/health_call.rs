@@ -5,7 +5,8 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,8 @@ use http::{HeaderMap, Request, StatusCode, Uri};
 use prost::Message;
 
 use super::contact::{AGENT, Broken, Contact, Missed};
-use crate::proxy::http2::pipe::{Flag, Mouth, Pipe, pipe};
+use crate::base::bells::Flag;
+use crate::proxy::http2::pipe::{Mouth, Pipe, pipe};
 
 const PATH: &str = "/grpc.health.v1.Health/Check";
 /// What is before each message: whether it is compressed, and its length.
@@ -148,7 +150,8 @@ async fn carry<T>(
     talk: impl Future<Output = Result<T, Broken>>,
 ) -> Result<T, Broken> {
     let mut talk = pin!(talk);
-    let (flag, waker) = Flag::new();
+    let flag = Arc::<Flag>::default();
+    let waker = Waker::from(Arc::clone(&flag));
     let (mut heard, mut has_ended) = (Vec::new(), false);
     loop {
         flag.take();

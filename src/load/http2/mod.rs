@@ -26,9 +26,10 @@ use h2::client::{Builder, Connection, SendRequest};
 use super::message::Content;
 use super::tally::RequestFailure;
 use super::web::Response;
+use crate::base::bells::{Bell, Flag, Rung};
 use crate::base::time::Now;
 pub use pipe::OUTGOING_BYTES_MAX;
-use pipe::{Bell, Flag, Pipe, Rung};
+use pipe::Pipe;
 use stream::{Stream, failure};
 pub use template::Template;
 
@@ -78,7 +79,7 @@ pub struct Http2 {
     free: Vec<usize>,
     rung: Arc<Rung>,
     /// Those being polled; kept for its memory.
-    polling: Vec<usize>,
+    polling: Vec<u32>,
     outcomes: Vec<Outcome>,
     end: Option<End>,
 }
@@ -107,8 +108,8 @@ impl Http2 {
     /// At most `streams` requests are in flight at a time.
     pub fn new(connection: u32, streams: usize) -> Http2 {
         let rung = Arc::new(Rung::default());
-        let place = |place| {
-            let bell = Arc::new(Bell::new(place, &rung));
+        let place = |place: usize| {
+            let bell = Bell::new(place as u32, &rung);
             Place { waker: Waker::from(Arc::clone(&bell)), bell, stream: None }
         };
         Http2 {
@@ -180,7 +181,7 @@ impl Http2 {
     pub fn feed(&mut self, bytes: &[u8]) {
         if let Some(link) = &self.link {
             link.pipe.feed(bytes);
-            link.flag.raise();
+            link.flag.set();
         }
     }
 
@@ -205,14 +206,14 @@ impl Http2 {
 
     /// Whether [`Http2::advance`] has something to do.
     pub fn is_woken(&self) -> bool {
-        let is_up = self.link.as_ref().is_some_and(|link| link.flag.is_up());
+        let is_up = self.link.as_ref().is_some_and(|link| link.flag.is_set());
         self.end.is_none() && (is_up || !self.rung.is_empty())
     }
 
     /// Polls the connection; says how it has ended, if so.
     fn poll_connection(&mut self) -> Option<(End, RequestFailure)> {
         let link = self.link.as_mut()?;
-        if !link.flag.lower() {
+        if !link.flag.take() {
             return None;
         }
         match Pin::new(&mut link.connection).poll(&mut Context::from_waker(&link.waker)) {
@@ -245,7 +246,7 @@ impl Http2 {
     fn poll_streams(&mut self, template: &Template, content: &Content) {
         let mut places = std::mem::take(&mut self.polling);
         self.rung.take(&mut places);
-        for number in places.drain(..) {
+        for number in places.drain(..).map(|number| number as usize) {
             let place = &mut self.places[number];
             place.bell.answer();
             let Some(stream) = &mut place.stream else { continue };
@@ -310,7 +311,7 @@ impl Http2 {
     pub fn hand_over<E>(&mut self, take: impl FnOnce(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let Some(link) = &self.link else { return Ok(()) };
         if link.pipe.hand_over(take)? {
-            link.flag.raise();
+            link.flag.set();
         }
         Ok(())
     }
@@ -332,7 +333,7 @@ impl Link {
         let handshake = pin!(builder.handshake::<_, Bytes>(pipe.clone()));
         let begun = handshake.poll(&mut Context::from_waker(&waker));
         let Poll::Ready(Ok((requests, connection))) = begun else { return None };
-        flag.raise();
+        flag.set();
         Some(Link { pipe, connection, requests, flag, waker, is_leaving: false })
     }
 

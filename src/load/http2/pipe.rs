@@ -1,13 +1,11 @@
-//! The two ends of an HTTP/2 connection in memory: bytes that came and bytes that are to go, and who is
-//! to be polled again. Owns these queues and their limits; knows no socket and no frame.
+//! The two ends of an HTTP/2 connection in memory: bytes that came and bytes that are to go. Owns these queues and
+//! their limits; knows no socket and no frame.
 
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake};
+use std::task::{Context, Poll};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -60,7 +58,7 @@ impl Pipe {
     }
 }
 
-/// Who is waiting is not kept: it is polled whenever its [`Flag`] is up, which the driver's end raises.
+/// Who is waiting is not kept: it is polled whenever its flag is set, which the driver's end sees to.
 impl AsyncRead for Pipe {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -101,85 +99,6 @@ impl AsyncWrite for Pipe {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
-    }
-}
-
-/// That a connection is to be polled again.
-#[derive(Debug, Default)]
-pub struct Flag(AtomicBool);
-
-impl Flag {
-    pub fn raise(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    pub fn is_up(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Takes it down; true if it was up.
-    pub fn lower(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
-    }
-}
-
-impl Wake for Flag {
-    fn wake(self: Arc<Self>) {
-        self.raise();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.raise();
-    }
-}
-
-/// The streams of a connection that are to be polled again, each at most once.
-#[derive(Debug, Default)]
-pub struct Rung(Mutex<Vec<usize>>);
-
-impl Rung {
-    /// Moves them to `to`, which is empty.
-    pub fn take(&self, to: &mut Vec<usize>) {
-        std::mem::swap(to, &mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-}
-
-/// Says that the stream at a place is to be polled again.
-#[derive(Debug)]
-pub struct Bell {
-    place: usize,
-    is_rung: AtomicBool,
-    rung: Arc<Rung>,
-}
-
-impl Bell {
-    pub fn new(place: usize, rung: &Arc<Rung>) -> Bell {
-        Bell { place, is_rung: AtomicBool::new(false), rung: Arc::clone(rung) }
-    }
-
-    pub fn ring(&self) {
-        if !self.is_rung.swap(true, Ordering::Relaxed) {
-            self.rung.0.lock().unwrap_or_else(PoisonError::into_inner).push(self.place);
-        }
-    }
-
-    /// The stream is about to be polled, and may ring again.
-    pub fn answer(&self) {
-        self.is_rung.store(false, Ordering::Relaxed);
-    }
-}
-
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.ring();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.ring();
     }
 }
 
@@ -235,22 +154,5 @@ mod tests {
         assert!(!pipe.is_full());
         pipe.feed(&[0]);
         assert!(pipe.is_full());
-    }
-
-    #[test]
-    fn a_bell_that_rings_twice_is_answered_once() {
-        let rung = Arc::new(Rung::default());
-        let bells = [Bell::new(0, &rung), Bell::new(1, &rung)];
-        for place in [1, 0, 1, 1] {
-            bells[place].ring();
-        }
-        let mut places = Vec::new();
-        rung.take(&mut places);
-        assert_eq!((&places[..], rung.is_empty()), (&[1, 0][..], true));
-        bells[1].ring();
-        assert!(rung.is_empty(), "not before it was answered");
-        bells[1].answer();
-        bells[1].ring();
-        assert!(!rung.is_empty());
     }
 }

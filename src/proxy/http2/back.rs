@@ -8,13 +8,14 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use h2::client::{self, Connection, SendRequest};
 
-use super::pipe::{self, Flag, Mouth, Pipe};
+use super::pipe::{self, Mouth, Pipe};
 use super::stream::Stream;
 use super::streams::{self, News, Outlet, Streams};
 use super::{
     CONNECTION_WINDOW, FRAME_BYTES_MAX, LIST_BYTES_MAX, OWED_MAX, RESET_STREAMS_MAX, SHARED_FIRST,
     SHARED_MAX, STREAM_WINDOW,
 };
+use crate::base::bells::Flag;
 use crate::proxy::StreamCmd;
 use crate::ring::pool::Pool;
 
@@ -43,7 +44,8 @@ impl Back {
     /// A connection that has just been established. It takes streams once it has been [run](Back::run).
     pub fn new(is_tls: bool) -> Back {
         let (pipe, mouth) = pipe::pipe();
-        let (flag, waker) = Flag::new();
+        let flag = Arc::<Flag>::default();
+        let waker = Waker::from(Arc::clone(&flag));
         let handshake = client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

@@ -13,13 +13,14 @@ use h2::{Reason, RecvStream};
 use http::{Method, Request};
 
 use super::guard::{Breach, Excess, Guard, PREFACE};
-use super::pipe::{self, Flag, Mouth, Pipe};
+use super::pipe::{self, Mouth, Pipe};
 use super::stream::Stream;
 use super::streams::{self, News, Outlet, Streams};
 use super::{
     CONNECTION_WINDOW, FRAME_BYTES_MAX, LIST_BYTES_MAX, OWED_MAX, RESET_STREAMS_MAX, STREAM_WINDOW,
     writing,
 };
+use crate::base::bells::Flag;
 use crate::base::time::Now;
 use crate::proxy::StreamCmd;
 use crate::ring::pool::Pool;
@@ -73,7 +74,8 @@ impl Front {
     /// `streams_max` is what the user is told.
     pub fn new(streams_max: u32, now: Now) -> Front {
         let (pipe, mouth) = pipe::pipe();
-        let (flag, waker) = Flag::new();
+        let flag = Arc::<Flag>::default();
+        let waker = Waker::from(Arc::clone(&flag));
         let handshake = server::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

@@ -2,9 +2,8 @@
 //! message that comes has been handed to the gateway, and the one that goes to `h2`; answers each command once.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
@@ -17,63 +16,9 @@ use nix::errno::Errno;
 use super::reading::{Broken, Head, Kind, Reader};
 use super::writing::{self, Framing};
 use super::{OWED_MAX, PROGRESS_BYTES};
+use crate::base::bells::Bell;
 use crate::proxy::{Event, Intake, Received, Side, StreamCmd};
 use crate::ring::pool::{Buf, Class, Outgoing, Pool};
-
-/// The streams of a connection about which `h2` has something new.
-#[derive(Debug, Default)]
-pub struct Ready(Mutex<Vec<u32>>);
-
-impl Ready {
-    pub fn is_any(&self) -> bool {
-        !self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
-    /// Those since the last call.
-    pub fn take(&self) -> Vec<u32> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// Puts a stream on that list.
-#[derive(Debug)]
-pub struct Bell {
-    number: u32,
-    is_rung: AtomicBool,
-    /// By `h2`.
-    is_woken: AtomicBool,
-    ready: Arc<Ready>,
-}
-
-impl Bell {
-    pub fn new(number: u32, ready: &Arc<Ready>) -> Arc<Bell> {
-        let (is_rung, is_woken) = (AtomicBool::new(false), AtomicBool::new(true));
-        Arc::new(Bell { number, is_rung, is_woken, ready: Arc::clone(ready) })
-    }
-
-    pub fn ring(&self) {
-        if !self.is_rung.swap(true, Ordering::Relaxed) {
-            let list = &self.ready.0;
-            list.lock().unwrap_or_else(PoisonError::into_inner).push(self.number);
-        }
-    }
-
-    /// The stream has been taken off the list.
-    pub fn answer(&self) {
-        self.is_rung.store(false, Ordering::Relaxed);
-    }
-}
-
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.is_woken.store(true, Ordering::Relaxed);
-        self.ring();
-    }
-}
 
 /// A send of the gateway's.
 #[derive(Clone, Copy, Debug)]
@@ -169,10 +114,6 @@ impl Stream {
         }
     }
 
-    pub fn bell(&self) -> &Bell {
-        &self.bell
-    }
-
     /// Whether the peer, or the connection, has ended it; said once.
     pub fn has_just_gone(&mut self) -> bool {
         self.is_gone && !std::mem::replace(&mut self.is_told, true)
@@ -263,7 +204,7 @@ impl Stream {
         self.bell.answer();
         let waker = self.waker.clone();
         let cx = &mut Context::from_waker(&waker);
-        if self.bell.is_woken.swap(false, Ordering::Relaxed) {
+        if self.bell.take_woken() {
             self.look_for_reset(cx);
         }
         self.is_gone |= is_over;
@@ -281,9 +222,7 @@ impl Stream {
             (Some(going), _) => going.poll_reset(cx),
             (None, Role::Server(respond)) => respond.poll_reset(cx),
             // Later, when it has begun.
-            (None, Role::Client { .. }) => {
-                return self.bell.is_woken.store(true, Ordering::Relaxed);
-            }
+            (None, Role::Client { .. }) => return self.bell.stay_woken(),
         };
         self.is_gone |= reset.is_ready();
     }

@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::OWED_MAX;
-use super::pipe::{Flag, Mouth};
-use super::stream::{Bell, Ready, Stream};
+use super::pipe::Mouth;
+use super::stream::Stream;
+use crate::base::bells::{Bell, Flag, Rung};
 use crate::proxy::{Event, StreamCmd};
 use crate::ring::pool::Pool;
 
@@ -23,11 +24,19 @@ pub enum News {
     Gone,
 }
 
+/// A place of a stream, and by what the streams that come to be there are woken.
+struct Place {
+    bell: Arc<Bell>,
+    stream: Option<Stream>,
+}
+
 #[derive(Default)]
 pub struct Streams {
-    places: Vec<Option<Stream>>,
+    places: Vec<Place>,
     free: Vec<u32>,
-    ready: Arc<Ready>,
+    rung: Arc<Rung>,
+    /// Those that are being called; kept for its memory.
+    called: Vec<u32>,
     /// Those that wait until `h2` has got rid of what it holds.
     held_back: Vec<u32>,
     /// Content in the hands of `h2`.
@@ -46,13 +55,15 @@ impl Streams {
     /// Takes in a stream; its number, until it is forgotten.
     pub fn add(&mut self, stream: impl FnOnce(Arc<Bell>) -> Stream) -> u32 {
         let number = self.free.pop().unwrap_or_else(|| {
-            self.places.push(None);
-            (self.places.len() - 1) as u32
+            let number = self.places.len() as u32;
+            self.places.push(Place { bell: Bell::new(number, &self.rung), stream: None });
+            number
         });
-        let bell = Bell::new(number, &self.ready);
+        let place = &mut self.places[number as usize];
         // It is called once in any case, and from then on is told what becomes of it.
-        bell.ring();
-        self.places[number as usize] = Some(stream(bell));
+        place.bell.stay_woken();
+        place.bell.ring();
+        place.stream = Some(stream(Arc::clone(&place.bell)));
         number
     }
 
@@ -77,7 +88,7 @@ impl Streams {
     /// Takes a command of a stream's gateway; what follows from it comes at once, or with the next [`turn`].
     pub fn command(&mut self, number: u32, what: StreamCmd, pool: &mut Pool) {
         let Streams { places, news, .. } = self;
-        let Some(stream) = places.get_mut(number as usize).and_then(Option::as_mut) else {
+        let Some(stream) = stream_at(places, number) else {
             return debug_assert!(false, "a stream without a gateway takes no commands");
         };
         stream.command(what, pool);
@@ -86,13 +97,13 @@ impl Streams {
 
     /// Whether a stream is to be called.
     pub fn is_waiting(&self) -> bool {
-        self.ready.is_any()
+        !self.rung.is_empty()
     }
 
     /// The gateway of a stream has let go of it, with nothing under way. Whether it had sent all that it was to send.
     pub fn forget(&mut self, number: u32, is_reset: bool) -> bool {
-        let stream = self.places.get_mut(number as usize).and_then(Option::take);
-        let Some(mut stream) = stream else { return false };
+        let place = self.places.get_mut(number as usize);
+        let Some(mut stream) = place.and_then(|place| place.stream.take()) else { return false };
         let is_whole = stream.is_whole();
         stream.close(is_reset);
         self.free.push(number);
@@ -101,12 +112,15 @@ impl Streams {
 
     /// Has each be called.
     pub fn ring_all(&self) {
-        self.places.iter().flatten().for_each(|stream| stream.bell().ring());
+        self.places.iter().filter(|it| it.stream.is_some()).for_each(|it| it.bell.ring());
     }
 
     fn advance(&mut self, number: u32, is_over: bool, pool: &mut Pool) {
         let Streams { places, news, owed, .. } = self;
-        let Some(stream) = places.get_mut(number as usize).and_then(Option::as_mut) else { return };
+        let Some(stream) = stream_at(places, number) else {
+            // What its predecessor was woken for.
+            return places[number as usize].bell.answer();
+        };
         let given = stream.advance(*owed, is_over, pool);
         news.extend(stream.happened.drain(..).map(|event| (number, News::Happened(event))));
         let (waits, is_gone) = (stream.waits_for_us(*owed + given), stream.has_just_gone());
@@ -119,6 +133,10 @@ impl Streams {
         self.owed += given;
         self.given += given;
     }
+}
+
+fn stream_at(places: &mut [Place], number: u32) -> Option<&mut Stream> {
+    places.get_mut(number as usize)?.stream.as_mut()
 }
 
 /// Where the bytes of a connection are written, and how many.
@@ -137,21 +155,23 @@ pub fn turn(
     mut poll: impl FnMut(&mut Streams) -> bool,
 ) -> Vec<u8> {
     mouth.lend(outlet.memory, outlet.most);
-    let mut ready = std::mem::take(&mut streams.held_back);
+    let mut called = std::mem::take(&mut streams.called);
+    called.append(&mut streams.held_back);
     let mut is_over = poll(streams);
     for _ in 0..ROUNDS_MAX {
         let is_woken = flag.take();
         if is_woken {
             is_over = poll(streams);
         }
-        ready.append(&mut streams.ready.take());
-        if ready.is_empty() && !is_woken {
+        streams.rung.take(&mut called);
+        if called.is_empty() && !is_woken {
             break;
         }
-        for number in ready.drain(..) {
+        for number in called.drain(..) {
             streams.advance(number, is_over, pool);
         }
     }
+    streams.called = called;
     let written = mouth.take();
     // Frames have heads, so this is soon too little and never too much for long.
     streams.owed = streams.owed.saturating_sub(written.len()).min(OWED_MAX * streams.live());
