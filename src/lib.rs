@@ -30,6 +30,7 @@
 //! | how does a user follow whose request was under way then? | [`worker::late`], then `worker::followers` |
 //! | what lies between a user who speaks TLS and its session? | [`worker::lobby`], then [`proxy::tls`] and [`tls`] |
 //! | and between a session and a backend that is reached by TLS? | [`worker::approach`], then the same |
+//! | and between one who speaks HTTP/2 and its requests, or these and a backend that does? | `worker::http::sessions::streams` and `trunks`, then [`proxy::http2`] |
 //! | who gets the next user? | [`balance`] |
 //! | what is a service, and what do workers see of it? | [`cluster::service`], [`cluster::snapshot`] |
 //! | which service is an API request for? | [`cluster::route`], [`cluster::doors`] |

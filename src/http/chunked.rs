@@ -28,6 +28,22 @@ const BAD_SIZE: Malformed = Malformed::new(400, "malformed chunk size");
 const BAD_END: Malformed = Malformed::new(400, "malformed line end in a chunked body");
 const BAD_TRAILERS: Malformed = Malformed::new(400, "malformed trailer section");
 
+/// The longest line that says a chunk's size.
+pub const SIZE_LINE_MAX: usize = DIGITS_MAX as usize + 2;
+
+/// Writes a chunk's size line at the end of `line`; returns where it starts.
+pub fn size_line(line: &mut [u8], size: usize) -> usize {
+    let mut start = line.len() - 2;
+    line[start..].copy_from_slice(b"\r\n");
+    let mut left = size;
+    while left > 0 {
+        start -= 1;
+        line[start] = b"0123456789abcdef"[left % 16];
+        left /= 16;
+    }
+    start
+}
+
 /// ```text
 ///   (Indent) -> Size -> (Padding) -> (Extension) -> SizeEnd -> Content -> ContentReturn -> ContentEnd -> Size
 ///                             |

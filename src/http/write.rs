@@ -257,7 +257,8 @@ pub fn put_number(out: &mut Vec<u8>, mut number: u64) {
     out.extend_from_slice(&digits[start..]);
 }
 
-fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
+/// Writes all parts, one behind the other.
+pub fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
     for part in parts {
         out.extend_from_slice(part);
     }

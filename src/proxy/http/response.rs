@@ -10,7 +10,7 @@ use super::stash::Stash;
 use super::{Context, Full, GatewayCmd, GatewaySettings, RETRY_AFTER};
 use crate::http::answer;
 use crate::http::body::{self, Body, Framing};
-use crate::http::chunked::Passed;
+use crate::http::chunked::{self, Passed, SIZE_LINE_MAX};
 use crate::http::field::Name;
 use crate::http::head::{self, ResponseHead, Space};
 use crate::http::write::{self, ResponseForm};
@@ -180,7 +180,7 @@ impl Gateway {
         }
         let framed = match &mut self.exchange.answer {
             Answer::Flowing(download) if download.wrap != Wrap::No => {
-                let mut line = [0; 20];
+                let mut line = [0; SIZE_LINE_MAX + 2];
                 let start = size_line(&mut line, download.wrap, buf.len());
                 download.wrap = Wrap::Next;
                 cx.kit.append(&mut self.downward, &line[start..], cx.pool)
@@ -443,16 +443,10 @@ fn keep_for(head: &ResponseHead<'_, '_>, most: Duration) -> Option<Duration> {
     }
 }
 
-/// Writes a chunk's size line at the end of `line`; returns where it starts.
-fn size_line(line: &mut [u8; 20], wrap: Wrap, size: usize) -> usize {
-    let mut start = line.len() - 2;
-    line[start..].copy_from_slice(b"\r\n");
-    let mut left = size;
-    while left > 0 {
-        start -= 1;
-        line[start] = b"0123456789abcdef"[left % 16];
-        left /= 16;
-    }
+/// Writes a chunk's size line at the end of `line`, behind the end of the last chunk if there is one; returns where it
+/// starts.
+fn size_line(line: &mut [u8; SIZE_LINE_MAX + 2], wrap: Wrap, size: usize) -> usize {
+    let mut start = chunked::size_line(line, size);
     if wrap == Wrap::Next {
         start -= 2;
         line[start..start + 2].copy_from_slice(b"\r\n");

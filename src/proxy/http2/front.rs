@@ -64,8 +64,7 @@ pub struct Front {
     /// When the last stream ended.
     idle_since: Now,
     opened: u32,
-    drains: bool,
-    /// When the user was told.
+    /// Since when the user is told to go elsewhere; [`Now::NEVER`]: it is not.
     drains_since: Now,
     excess: Option<Excess>,
 }
@@ -95,7 +94,6 @@ impl Front {
             began: now,
             idle_since: now,
             opened: 0,
-            drains: false,
             drains_since: Now::NEVER,
             excess: None,
         }
@@ -152,7 +150,7 @@ impl Front {
     /// Whether [`Front::run`] has something to do: a stream has, `h2` has, or the last stream of a connection that ends
     /// is gone.
     pub fn is_waiting(&self) -> bool {
-        let is_last = self.live() == 0 && (self.drains || self.is_over());
+        let is_last = self.live() == 0 && (self.drains() || self.is_over());
         self.streams.is_waiting() || self.flag.is_set() || is_last
     }
 
@@ -177,14 +175,17 @@ impl Front {
 
     /// Takes no further streams; the user is told in two steps, so that none on its way is lost (RFC 9113 section 6.8).
     pub fn drain(&mut self, now: Now) {
-        self.drains_since = self.drains_since.min(now);
         if let Link::Open(connection) = &mut self.link
-            && !self.drains
+            && self.drains_since == Now::NEVER
         {
             connection.graceful_shutdown();
             self.flag.set();
         }
-        self.drains = true;
+        self.drains_since = self.drains_since.min(now);
+    }
+
+    fn drains(&self) -> bool {
+        self.drains_since != Now::NEVER
     }
 
     /// Ends the connection, and says why.
@@ -239,7 +240,8 @@ impl Front {
     /// Goes on as far as it can without waiting. What is to be sent to the user, at most `most` bytes, is written to
     /// `memory`.
     pub fn run(&mut self, memory: Vec<u8>, most: usize, cx: &mut Circumstances<'_>) -> Vec<u8> {
-        let Front { link, mouth, flag, waker, streams, guard, drains, opened, .. } = self;
+        let drains = self.drains();
+        let Front { link, mouth, flag, waker, streams, guard, opened, .. } = self;
         let mut excess = None;
         let (now, streams_max) = (cx.now, cx.streams_max);
         let outlet = Outlet { memory, most };
@@ -273,14 +275,14 @@ impl Front {
 type Come = (Request<RecvStream>, SendResponse<Bytes>);
 
 /// The next request; `None`: there will be no further one, as the connection is over.
-fn accept(link: &mut Link, drains: &mut bool, context: &mut Context<'_>) -> Poll<Option<Come>> {
+fn accept(link: &mut Link, drains: bool, context: &mut Context<'_>) -> Poll<Option<Come>> {
     loop {
         match link {
             Link::Over => return Poll::Pending,
             Link::Handshake(handshake) => match Pin::new(&mut **handshake).poll(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(mut connection)) => {
-                    if *drains {
+                    if drains {
                         connection.graceful_shutdown();
                     }
                     *link = Link::Open(Box::new(connection));

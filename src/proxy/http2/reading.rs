@@ -6,8 +6,8 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 
-use super::writing::OF_CONNECTIONS;
 use crate::http::chunked::Chunked;
+use crate::http::field::Name;
 use crate::http::head::FIELDS_MAX;
 
 /// Field lines of a head that the gateway has written: as many as it reads, and those that it adds.
@@ -196,17 +196,24 @@ impl Section {
         let mut fields = HeaderMap::with_capacity(lines.len());
         let (mut length, mut is_chunked, mut host) = (None, false, None);
         for line in lines {
-            let is = |name: &str| line.name.eq_ignore_ascii_case(name);
-            if is("host") {
-                host = Some(text.slice_ref(line.value));
-                continue;
-            }
-            if OF_CONNECTIONS.iter().any(|name| is(name)) {
-                is_chunked |= is("transfer-encoding");
-                continue;
-            }
-            if is("content-length") {
-                length = std::str::from_utf8(line.value).ok().and_then(|value| value.parse().ok());
+            match Name::of(line.name) {
+                Name::Host => {
+                    host = Some(text.slice_ref(line.value));
+                    continue;
+                }
+                Name::TransferEncoding => {
+                    is_chunked = true;
+                    continue;
+                }
+                // For a connection of HTTP/1.1 alone (RFC 9113 section 8.2.2).
+                Name::Connection | Name::KeepAlive | Name::ProxyConnection | Name::Upgrade => {
+                    continue;
+                }
+                Name::ContentLength => {
+                    let value = std::str::from_utf8(line.value).ok();
+                    length = value.and_then(|value| value.parse().ok());
+                }
+                _ => {}
             }
             append(&mut fields, line.name, text.slice_ref(line.value))?;
         }

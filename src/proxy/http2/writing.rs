@@ -7,9 +7,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode, Version};
 
-/// Names that are for one hop of HTTP/1.1, and malformed in HTTP/2 (RFC 9113 section 8.2.2): `h2` lets none of them pass.
-pub const OF_CONNECTIONS: [&str; 5] =
-    ["connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade"];
+use crate::http::chunked::{SIZE_LINE_MAX, size_line};
+use crate::http::write::{self, put};
 
 /// How the gateway is told where the body ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,9 +72,7 @@ pub fn response(
     is_empty: bool,
 ) -> Framing {
     let code = status.as_u16();
-    let digit = |unit: u16| b'0' + (code / unit % 10) as u8;
-    let reason = status.canonical_reason().unwrap_or_default().as_bytes();
-    put(out, &[b"HTTP/1.1 ", &[digit(100), digit(10), digit(1), b' '], reason, b"\r\n"]);
+    write::put_status(out, code, status.canonical_reason().unwrap_or_default());
     for (name, value) in fields {
         put(out, &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
     }
@@ -152,15 +149,8 @@ fn put_cookie(out: &mut Vec<u8>, fields: &HeaderMap) {
 /// Writes what stands before content of a chunked body.
 pub fn chunk(out: &mut Vec<u8>, content: &Bytes) {
     debug_assert!(!content.is_empty(), "that would be the last one");
-    let mut line = [0; 18];
-    let mut start = line.len() - 2;
-    line[start..].copy_from_slice(b"\r\n");
-    let mut left = content.len();
-    while left > 0 {
-        start -= 1;
-        line[start] = b"0123456789abcdef"[left % 16];
-        left /= 16;
-    }
+    let mut line = [0; SIZE_LINE_MAX];
+    let start = size_line(&mut line, content.len());
     out.extend_from_slice(&line[start..]);
 }
 
@@ -171,12 +161,6 @@ pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
         put(out, &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
     }
     out.extend_from_slice(b"\r\n");
-}
-
-fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
-    for part in parts {
-        out.extend_from_slice(part);
-    }
 }
 
 #[cfg(test)]

@@ -509,11 +509,13 @@ impl Sessions {
     fn wire(&mut self, key: Key, what: proxy::StreamCmd, cx: &mut Cx<'_>) {
         let Some(User { link, stream_of, .. }) = self.users.get(key) else { return };
         let (link, stream_of) = (*link, *stream_of);
-        match (what.side(), link) {
-            (Side::Client, _) if stream_of.is_some() => self.pass_down(stream_of, what),
-            (Side::Client, _) => cx.out.push(Cmd::Wire { conn: Conn::User(key), what }),
-            (Side::Backend, Some(link)) => self.wire_link(link, what, cx),
-            (Side::Backend, None) => debug_assert!(false, "a gateway uses the link that it has"),
+        match (what.side(), stream_of, link) {
+            (Side::Client, Some(stream), _) => self.pass_down(stream, what),
+            (Side::Client, None, _) => cx.out.push(Cmd::Wire { conn: Conn::User(key), what }),
+            (Side::Backend, _, Some(link)) => self.wire_link(link, what, cx),
+            (Side::Backend, _, None) => {
+                debug_assert!(false, "a gateway uses the link that it has");
+            }
         }
     }
 

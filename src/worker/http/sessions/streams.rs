@@ -103,8 +103,8 @@ impl Sessions {
     }
 
     /// The gateway of a stream wants something done on its user's line.
-    pub(super) fn pass_down(&mut self, stream: Option<StreamOf>, what: StreamCmd) {
-        let Some(StreamOf { connection: of, number }) = stream else { return };
+    pub(super) fn pass_down(&mut self, stream: StreamOf, what: StreamCmd) {
+        let StreamOf { connection: of, number } = stream;
         self.crossings.waiting.push_back(Crossing::Down { of, number, what });
     }
 

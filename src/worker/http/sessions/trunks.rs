@@ -48,11 +48,6 @@ impl Shared {
     pub fn is_connecting(&self) -> bool {
         self.trunk.is_none()
     }
-
-    /// The link that it is made for.
-    pub fn first(&self) -> Option<Key> {
-        self.promised.first().copied()
-    }
 }
 
 impl Sessions {
@@ -64,23 +59,15 @@ impl Sessions {
             Some(of) => of,
             None => self.connect_trunk(to, choice, cx),
         };
-        let Some(State::Trunk(shared)) = self.links.get(of).map(|link| &mut link.state) else {
-            return;
-        };
-        if shared.is_connecting() {
-            let state = State::Promised { user };
-            let link = self.links.put(Link { to, choice, login: false, state, stream_of: None });
-            if let Some(State::Trunk(shared)) = self.links.get(of).map(|link| &mut link.state) {
-                shared.promised.push(link);
-            }
-            if let Some(user) = self.users.get(user) {
-                user.link = Some(link);
-            }
-            return;
-        }
         let state = State::Promised { user };
         let link = self.links.put(Link { to, choice, login: false, state, stream_of: None });
-        self.board(of, link, true, cx);
+        if let Some(user) = self.users.get(user) {
+            user.link = Some(link);
+        }
+        match self.links.get(of).map(|link| &mut link.state) {
+            Some(State::Trunk(shared)) if shared.is_connecting() => shared.promised.push(link),
+            _ => self.board(of, link, true, cx),
+        }
     }
 
     /// One that began with a PROXY header is its user's alone.
@@ -138,9 +125,6 @@ impl Sessions {
         if let Some(Link { state, stream_of, .. }) = self.links.get(link) {
             *state = State::Serving { user };
             *stream_of = Some(StreamOf { connection: of, number });
-        }
-        if let Some(user) = self.users.get(user) {
-            user.link = Some(link);
         }
         self.serve(user, backend, Assigned { line: Line::new(), reused, private: false }, cx);
     }
@@ -322,8 +306,8 @@ impl Sessions {
     }
 
     /// A request on this link was not answered in time: its connection may lead nowhere, and gets no others.
-    pub(super) fn doubt_trunk(&mut self, entry_link: Option<Key>) {
-        let stream = entry_link.and_then(|link| self.links.get(link)?.stream_of);
+    pub(super) fn doubt_trunk(&mut self, link: Option<Key>) {
+        let stream = link.and_then(|link| self.links.get(link)?.stream_of);
         let Some(StreamOf { connection, .. }) = stream else { return };
         if let Some(State::Trunk(shared)) = self.links.get(connection).map(|link| &mut link.state)
             && let Some(trunk) = &mut shared.trunk
@@ -374,7 +358,7 @@ impl Sessions {
     /// The user for whom a shared connection is made, if it is for one alone.
     pub(super) fn first_of_trunk(&mut self, of: Key) -> Option<Key> {
         let State::Trunk(shared) = &self.links.get(of)?.state else { return None };
-        let link = shared.first()?;
+        let link = *shared.promised.first()?;
         match self.links.get(link)?.state {
             State::Promised { user } => Some(user),
             _ => None,
