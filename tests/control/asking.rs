@@ -26,21 +26,6 @@ fn core(change: impl FnOnce(&mut ServiceConfig)) -> Core {
     })
 }
 
-fn shown(core: &Core, port: u16) -> Value {
-    let (_, body) = core.get("/status");
-    let status: Value = serde_json::from_str(&body).unwrap();
-    let address = format!("127.0.0.1:{port}");
-    let mut backends = status["backends"].as_array().unwrap().iter();
-    backends.find(|it| it["address"] == *address).expect("the backend").clone()
-}
-
-fn wait_for_standing(core: &Core, port: u16, standing: Standing) {
-    wait_for(&format!("port {port} to be {standing:?}"), || {
-        let all = core.worker.backends();
-        all.iter().any(|it| it.address.port() == port && it.standing == standing).then_some(())
-    });
-}
-
 /// A server that is well, or not, at `/up`.
 fn server() -> (u16, Arc<AtomicBool>) {
     let (listener, port) = data_port();
@@ -66,29 +51,29 @@ fn a_backend_is_checked_as_it_asks_until_it_asks_otherwise() {
     let mut join = json!({"cmd":"register","service":"shop","port":port,"check":"http:/up"});
     let answer = backend.ask(&join);
     assert_eq!((&answer["ack"], &answer["check"]), (&json!("successful"), &json!("http:/up")));
-    assert_eq!(shown(&core, port)["state"], "failing", "it has yet to pass");
+    assert_eq!(core.shown(port)["state"], "failing", "it has yet to pass");
     wait_for("a failed check", || {
-        let check = shown(&core, port)["check"].clone();
+        let check = core.shown(port)["check"].clone();
         (check["failure"].as_str()?.contains("answered 503")).then(|| {
             assert_eq!(check["kind"], "http:/up");
         })
     });
     well.store(true, Ordering::Relaxed);
-    wait_for_standing(&core, port, Standing::Serving);
+    core.wait_for_standing(port, Standing::Serving);
     well.store(false, Ordering::Relaxed);
-    wait_for_standing(&core, port, Standing::Failing);
+    core.wait_for_standing(port, Standing::Failing);
     // What is not named stays, and so does the verdict.
     join.as_object_mut().unwrap().remove("check");
     assert_eq!(backend.ask(&join)["check"], "http:/up");
-    assert_eq!(shown(&core, port)["state"], "failing");
+    assert_eq!(core.shown(port)["state"], "failing");
     join["check"] = json!("off");
     assert_eq!(backend.ask(&join).get("check"), None);
-    wait_for_standing(&core, port, Standing::Serving);
-    assert_eq!(shown(&core, port)["check"]["kind"], Value::Null);
+    core.wait_for_standing(port, Standing::Serving);
+    assert_eq!(core.shown(port)["check"]["kind"], Value::Null);
     // One that serves has to fail as often as any other before it is out.
     join["check"] = json!("http:/up");
     backend.ask(&join);
-    wait_for_standing(&core, port, Standing::Failing);
+    core.wait_for_standing(port, Standing::Failing);
 }
 
 #[test]
@@ -104,8 +89,8 @@ fn a_check_is_refused_where_it_cannot_be_and_a_warning_says_whose_goes_first() {
     assert_eq!((&answer["ack"], answer.get("check")), (&json!("successful"), None));
     let warning = "service shop is checked as the balancer's file says, not as asked";
     assert_eq!(answer["warning"], warning);
-    wait_for_standing(&core, port, Standing::Serving);
-    assert_eq!(shown(&core, port)["check"]["kind"], "tcp");
+    core.wait_for_standing(port, Standing::Serving);
+    assert_eq!(core.shown(port)["check"]["kind"], "tcp");
     assert_failed(&backend.ask(&with("udp", "tcp")), "cannot be checked");
     assert_failed(&backend.ask(&with("tcp", "icmp")), "write tcp, http:");
     let mut both = with("tcp", "tcp");
@@ -141,7 +126,7 @@ fn a_second_registration_leaves_what_it_does_not_name_as_it_was() {
     ] {
         let answer = backend.ask(&of(more.clone()));
         assert_eq!((&answer["id"], &answer["weight"]), (&id, &json!(weight)), "{more}");
-        let now = shown(&core, port);
+        let now = core.shown(port);
         assert_eq!((&now["name"], &now["weight"]), (&json!(name), &json!(weight)), "{more}");
         assert_eq!(now["proxy"], proxy, "{more}");
     }
@@ -156,7 +141,7 @@ fn a_second_registration_leaves_what_it_does_not_name_as_it_was() {
     let mut other = core.connect();
     let answer = other.ask(&of(json!({})));
     assert_eq!((&answer["weight"], answer["id"] == id), (&json!(1), false));
-    assert_eq!(shown(&core, port)["name"], Value::Null);
+    assert_eq!(core.shown(port)["name"], Value::Null);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use lb::tls::demo::Made;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 
@@ -122,24 +122,9 @@ fn core(change: impl FnOnce(&mut Config, &mut ServiceConfig)) -> Core {
     })
 }
 
-fn shown(core: &Core, port: u16) -> Value {
-    let (_, body) = core.get("/status");
-    let status: Value = serde_json::from_str(&body).unwrap();
-    let address = format!("127.0.0.1:{port}");
-    let mut backends = status["backends"].as_array().unwrap().iter();
-    backends.find(|it| it["address"] == *address).expect("the backend").clone()
-}
-
-fn wait_for_standing(core: &Core, port: u16, standing: Standing) {
-    wait_for(&format!("port {port} to be {standing:?}"), || {
-        let all = core.worker.backends();
-        all.iter().any(|it| it.address.port() == port && it.standing == standing).then_some(())
-    });
-}
-
 fn wait_for_failure(core: &Core, port: u16, words: &str) {
     wait_for(&format!("a check that fails with {words}"), || {
-        let check = shown(core, port)["check"].clone();
+        let check = core.shown(port)["check"].clone();
         (check["failure"].as_str()?.contains(words)).then_some(())
     });
 }
@@ -154,20 +139,20 @@ fn a_backend_that_asks_for_it_serves_while_it_says_that_it_does() {
     let answer = backend.ask(&join);
     assert_eq!((&answer["ack"], &answer["check"]), (&json!("successful"), &join["check"]));
     wait_for_failure(&core, port, "answered NOT_SERVING instead of SERVING");
-    assert_eq!(shown(&core, port)["check"]["kind"], "grpc:shop.Orders");
-    assert_eq!(shown(&core, port)["state"], "failing", "it has yet to pass");
+    assert_eq!(core.shown(port)["check"]["kind"], "grpc:shop.Orders");
+    assert_eq!(core.shown(port)["state"], "failing", "it has yet to pass");
     assert_eq!(server.asked(), b"\0\0\0\0\x0d\x0a\x0bshop.Orders");
     server.is_from_now_on(SERVING);
-    wait_for_standing(&core, port, Standing::Serving);
+    core.wait_for_standing(port, Standing::Serving);
     server.is_from_now_on(NOT_SERVING);
-    wait_for_standing(&core, port, Standing::Failing);
+    core.wait_for_standing(port, Standing::Failing);
     server.is_from_now_on(SERVING);
-    wait_for_standing(&core, port, Standing::Serving);
+    core.wait_for_standing(port, Standing::Serving);
     server.is_from_now_on(SILENT);
-    wait_for_standing(&core, port, Standing::Failing);
+    core.wait_for_standing(port, Standing::Failing);
     wait_for_failure(&core, port, "within 50 ms");
     server.is_from_now_on(SERVING);
-    wait_for_standing(&core, port, Standing::Serving);
+    core.wait_for_standing(port, Standing::Serving);
 }
 
 #[test]
@@ -189,10 +174,10 @@ fn a_table_has_listed_backends_checked_whatever_users_of_theirs_speak() {
             }];
         });
         wait_for_failure(&core, port, "answered NOT_SERVING instead of SERVING");
-        assert_eq!(shown(&core, port)["check"]["kind"], "grpc");
+        assert_eq!(core.shown(port)["check"]["kind"], "grpc");
         assert_eq!(server.asked(), [0; 5], "the whole server");
         server.is_from_now_on(SERVING);
-        wait_for_standing(&core, port, Standing::Serving);
+        core.wait_for_standing(port, Standing::Serving);
     }
 }
 
@@ -224,6 +209,6 @@ fn under_tls_it_is_agreed_on() {
         "check":"grpc",
     });
     assert_eq!(backend.ask(&join)["ack"], "successful");
-    wait_for_standing(&core, port, Standing::Serving);
+    core.wait_for_standing(port, Standing::Serving);
     assert_eq!(server.asked(), [0; 5]);
 }

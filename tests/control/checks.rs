@@ -60,22 +60,6 @@ fn wait_for_rotation(core: &Core, ports: &[u16]) {
     });
 }
 
-fn wait_for_standing(core: &Core, port: u16, standing: Standing) {
-    wait_for(&format!("port {port} to be {standing:?}"), || {
-        let all = core.worker.backends();
-        all.iter().any(|it| it.address.port() == port && it.standing == standing).then_some(())
-    });
-}
-
-fn shown(core: &Core, port: u16) -> Value {
-    let (code, body) = core.get("/status");
-    assert_eq!(code, 200);
-    let status: Value = serde_json::from_str(&body).unwrap();
-    let backends = status["backends"].as_array().unwrap();
-    let address = loopback(port).to_string();
-    backends.iter().find(|it| it["address"] == address).expect("the backend").clone()
-}
-
 /// A server that answers each connection with one status.
 struct Health {
     port: u16,
@@ -139,7 +123,7 @@ fn listed_backends_are_there_from_the_start_without_a_control_connection() {
     let (_other, second) = data_port();
     let core = core(Protocol::Tcp, &[first, second], CheckConfig::default());
     wait_for_rotation(&core, &[first, second]);
-    let backend = shown(&core, first);
+    let backend = core.shown(first);
     assert_eq!((&backend["state"], &backend["hello"]["misses"]), (&json!("serving"), &json!(0)));
     assert_eq!(backend["check"]["verdict"], Value::Null);
     assert_eq!(core.get("/readyz").0, 200);
@@ -159,7 +143,7 @@ fn a_checked_backend_that_dies_gets_no_users_until_it_is_back() {
     wait_for_rotation(&core, &[first, second]);
     drop(other);
     wait_for_rotation(&core, &[first]);
-    let failing = shown(&core, second);
+    let failing = core.shown(second);
     assert_eq!((&failing["state"], &failing["turns"]), (&json!("failing"), &json!(0)));
     assert_eq!(failing["check"]["verdict"], "failing");
     let why = failing["check"]["failure"].as_str().unwrap();
@@ -173,7 +157,7 @@ fn a_checked_backend_that_dies_gets_no_users_until_it_is_back() {
     assert!(metrics.lines().any(is_told), "{metrics}");
     let _back = TcpListener::bind(loopback(second)).unwrap();
     wait_for_rotation(&core, &[first, second]);
-    assert_eq!(shown(&core, second)["check"]["failure"], Value::Null);
+    assert_eq!(core.shown(second)["check"]["failure"], Value::Null);
 }
 
 #[test]
@@ -183,10 +167,10 @@ fn an_http_check_on_a_port_of_its_own_decides_whatever_the_service_speaks() {
         let health = Health::answers(503);
         let core = core(protocol, &[port], health.check());
         wait_for("the first outcome", || {
-            (shown(&core, port)["check"]["verdict"] == "failing").then_some(())
+            (core.shown(port)["check"]["verdict"] == "failing").then_some(())
         });
         wait_for_rotation(&core, &[]);
-        let why = shown(&core, port)["check"]["failure"].as_str().unwrap().to_owned();
+        let why = core.shown(port)["check"]["failure"].as_str().unwrap().to_owned();
         assert!(why.ends_with("answered 503 instead of 200"), "{why}");
         let (code, why) = core.get("/readyz");
         assert_eq!((code, why.as_str()), (503, "every backend fails its check\n"));
@@ -205,11 +189,11 @@ fn when_all_fail_users_are_refused_or_served_as_the_service_says() {
         let health = Health::answers(200);
         let check = CheckConfig { when_all_fail, ..health.check() };
         let core = core(Protocol::Tcp, &[first, second], check);
-        wait_for_standing(&core, first, Standing::Serving);
-        wait_for_standing(&core, second, Standing::Serving);
+        core.wait_for_standing(first, Standing::Serving);
+        core.wait_for_standing(second, Standing::Serving);
         health.turn(500);
-        wait_for_standing(&core, first, Standing::Failing);
-        wait_for_standing(&core, second, Standing::Failing);
+        core.wait_for_standing(first, Standing::Failing);
+        core.wait_for_standing(second, Standing::Failing);
         let tried = [first, second];
         wait_for_rotation(&core, if serves { &tried } else { &[] });
         assert_eq!(core.get("/readyz").0, if serves { 200 } else { 503 });

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lb::base::publish::Publisher;
-use lb::cluster::{Backend as Registered, Protocol, Service, ServiceId, Snapshot};
+use lb::cluster::{Backend as Registered, Protocol, Service, ServiceId, Snapshot, Standing};
 use lb::config::Config;
 use lb::config::services::ServiceConfig;
 use lb::control::doors::UserDoors;
@@ -153,6 +153,23 @@ pub struct Core {
 }
 
 impl Core {
+    /// The backend on this port of loopback, as the status shows it.
+    pub fn shown(&self, port: u16) -> Value {
+        let (code, body) = self.get("/status");
+        assert_eq!(code, 200);
+        let status: Value = serde_json::from_str(&body).unwrap();
+        let address = format!("127.0.0.1:{port}");
+        let mut backends = status["backends"].as_array().unwrap().iter();
+        backends.find(|it| it["address"] == *address).expect("the backend").clone()
+    }
+
+    pub fn wait_for_standing(&self, port: u16, standing: Standing) {
+        wait_for(&format!("port {port} to be {standing:?}"), || {
+            let all = self.worker.backends();
+            all.iter().any(|it| it.address.port() == port && it.standing == standing).then_some(())
+        });
+    }
+
     /// Starts a core on loopback, configured by `change`.
     pub fn start(change: impl FnOnce(&mut Config)) -> Core {
         let mut config = Config::default();
