@@ -67,22 +67,26 @@ impl Target {
             })),
             CheckKind::Grpc => {
                 let service = check.grpc_service.clone();
-                Some(Question::Grpc(HealthCall { service, host: host() }))
+                Some(Question::Grpc(HealthCall { service, host: host(), takes_any: false }))
             }
         };
         Target { port, timeout: check.timeout(), question, is_own_door: false }
     }
 
     /// Whether the backend at this port answers requests at all, whatever it says to one that asks for nothing
-    /// in particular (RFC 9110 9.3.7).
-    pub fn any_answer(port: Port, timeout: Duration) -> Target {
-        let question = HttpQuestion {
-            method: "OPTIONS",
-            path: "*".to_owned(),
-            host: port.address.to_string(),
-            expect: Expected { first: 100, last: 599 },
+    /// in particular (RFC 9110 9.3.7); one that speaks HTTP/2 is called, as it may know nothing else.
+    pub fn any_answer(port: Port, http2: bool, timeout: Duration) -> Target {
+        let host = port.address.to_string();
+        let question = match http2 {
+            true => Question::Grpc(HealthCall { service: String::new(), host, takes_any: true }),
+            false => Question::Http(HttpQuestion {
+                method: "OPTIONS",
+                path: "*".to_owned(),
+                host,
+                expect: Expected { first: 100, last: 599 },
+            }),
         };
-        Target { port, timeout, question: Some(Question::Http(question)), is_own_door: false }
+        Target { port, timeout, question: Some(question), is_own_door: false }
     }
 }
 
@@ -153,6 +157,7 @@ async fn attempt(target: &Target) -> Result<(), Failure> {
         Question::Grpc(call) => {
             health_call::ask(contact, call, target.timeout).await.map(|health| match health {
                 Health::SERVING => Ok(()),
+                _ if call.takes_any => Ok(()),
                 other => Err(format!("{other} instead of {}", Health::SERVING)),
             })
         }

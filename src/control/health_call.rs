@@ -52,6 +52,8 @@ pub struct HealthCall {
     /// The service that is asked about; empty: the whole server.
     pub service: String,
     pub host: String,
+    /// Whatever the backend answers is good, also that it knows no such call.
+    pub takes_any: bool,
 }
 
 /// What a backend has answered to it.
@@ -121,7 +123,7 @@ pub async fn ask(
     let request = request(call, scheme, timeout)?;
     let message = prefixed(&HealthCheckRequest { service: call.service.clone() });
     let (ours, mouth) = pipe();
-    carry(&mut contact, &mouth, speak(ours, request, message)).await
+    carry(&mut contact, &mouth, speak(ours, request, message, call.takes_any)).await
 }
 
 fn request(call: &HealthCall, scheme: &str, timeout: Duration) -> Result<Request<()>, Broken> {
@@ -182,7 +184,12 @@ async fn carry<T>(
 
 /// The call as HTTP/2 has it, and the farewell that ends the connection. Selects by hand: `select!` would count as work
 /// that the runtime limits, and this is polled outside it.
-async fn speak(ours: Pipe, request: Request<()>, message: Bytes) -> Result<Health, Broken> {
+async fn speak(
+    ours: Pipe,
+    request: Request<()>,
+    message: Bytes,
+    takes_any: bool,
+) -> Result<Health, Broken> {
     let (sender, connection) = client::Builder::new()
         .enable_push(false)
         .max_header_list_size(FIELDS_BYTES_MAX)
@@ -190,7 +197,7 @@ async fn speak(ours: Pipe, request: Request<()>, message: Bytes) -> Result<Healt
         .await
         .map_err(|error| told(&error))?;
     let mut connection = pin!(connection);
-    let mut exchange = Box::pin(exchange(sender, request, message));
+    let mut exchange = Box::pin(exchange(sender, request, message, takes_any));
     let outcome = poll_fn(|context| {
         let ended = connection.as_mut().poll(context);
         match (exchange.as_mut().poll(context), ended) {
@@ -211,12 +218,16 @@ async fn exchange(
     sender: SendRequest<Bytes>,
     request: Request<()>,
     message: Bytes,
+    takes_any: bool,
 ) -> Result<Health, Broken> {
     let told = |error: h2::Error| told(&error);
     let mut sender = sender.ready().await.map_err(told)?;
     let (answer, mut stream) = sender.send_request(request, false).map_err(told)?;
     stream.send_data(message, true).map_err(told)?;
     let (head, mut body) = answer.await.map_err(told)?.into_parts();
+    if takes_any {
+        return Ok(Health::NoCall(head.status));
+    }
     // An answer without a message has its trailers in the head.
     match status(&head.headers)? {
         Some(0) => return Err("its answer has no message".to_owned().into()),

@@ -87,9 +87,17 @@ async fn checked<T>(
     check: &CheckConfig,
     backend: impl AsyncFnOnce(TcpStream) -> T,
 ) -> (Result<(), String>, T) {
+    tried(|port| Target::of(check, port), backend).await
+}
+
+/// The same of whatever is tried of the backend at this port.
+async fn tried<T>(
+    target: impl FnOnce(Port) -> Target,
+    backend: impl AsyncFnOnce(TcpStream) -> T,
+) -> (Result<(), String>, T) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let target = Target::of(check, Port { address, proxy: false, tls: None });
+    let target = target(Port { address, proxy: false, tls: None });
     let served = async { backend(listener.accept().await.unwrap().0).await };
     let (outcome, served) = tokio::join!(checker::check(&target), served);
     let said = outcome.map_err(|failure| {
@@ -263,6 +271,20 @@ async fn a_connection_is_ended_in_good_order() {
     assert_eq!(said.unwrap_err(), why);
     let goaway = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0";
     assert!(heard.ends_with(goaway), "{heard:?}");
+}
+
+#[tokio::test]
+async fn to_a_trial_any_answer_is_good_and_none_is_not() {
+    let target = |port| Target::any_answer(port, true, PATIENCE);
+    let content = b"hello".to_vec();
+    let page = Answer { status: 200, content, last_code: None, code: None };
+    for answer in [refused(200, "12"), Answer { status: 404, ..Answer::default() }, page] {
+        let (asked, _all) = mpsc::unbounded_channel();
+        let backend = async |stream| serve(stream, answer, asked).await;
+        assert_eq!(tried(target, backend).await.0, Ok(()));
+    }
+    let (said, ()) = tried(target, async |stream| drop(stream)).await;
+    said.unwrap_err();
 }
 
 #[tokio::test]

@@ -122,9 +122,10 @@ impl Hub {
             }
             _ if !self.is_silent(id) => Trial::None,
             Some(check) => Trial::Ask(Target::of(&check, port)),
-            None if self.probes(entry.backend.service, entry.probe) => Trial::Ask(
-                Target::any_answer(port, connect.max(terms.requests.answer.min(TRIAL_MAX))),
-            ),
+            None if self.probes(entry.backend.service, entry.probe) => {
+                let patience = connect.max(terms.requests.answer.min(TRIAL_MAX));
+                Trial::Ask(Target::any_answer(port, entry.backend.http2, patience))
+            }
             None => Trial::None,
         };
         let wait = self.asides.revivals.entry(id).or_default().wait();
@@ -300,6 +301,20 @@ mod tests {
     fn answers(hub: &Hub, worker: &WorkerEnd, port: u16, at_ms: u64) {
         let slot = hub.registry.get(id_of(hub, port)).unwrap().backend.slot;
         worker.metrics.answered[usize::from(slot)].set(at(at_ms).nanos());
+    }
+
+    #[test]
+    fn a_silent_backend_that_speaks_http2_is_tried_by_a_call() {
+        let mut config = shop(CheckConfig::default());
+        config.services[0].backends[0].http2 = true;
+        let (mut hub, mut worker) = hub(config);
+        answers(&hub, &worker, 1, 50);
+        silent(&mut hub, &mut worker, 1, 100, 400);
+        silent(&mut hub, &mut worker, 1, 100, 401);
+        let id = id_of(&hub, 1);
+        let Trial::Ask(target) = hub.next_try(id).unwrap().trial else { panic!("it is asked") };
+        let Some(Question::Grpc(call)) = &target.question else { panic!("{target:?}") };
+        assert!(call.takes_any && call.service.is_empty());
     }
 
     #[test]
